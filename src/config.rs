@@ -1,0 +1,165 @@
+//! The resolved configuration of a training run: flat keys, the same in TOML and in `--set key=value`.
+//!
+//! Layers, later ones winning: built-in defaults, `--preset`, `--config FILE`, `--set`, the named options of the command line.
+
+use serde::{Deserialize, Serialize};
+
+/// Model family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// The network of "De-noising Diffusion with torch": batch norm, no attention.
+    Seed,
+}
+
+/// Diffusion schedule: how signal and noise rates follow the time in [0, 1].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleKind {
+    /// Betas linspace(1e-4, 0.02, 1000), alpha-bar clipped to the rates.
+    Linear,
+    /// Angles between acos(max) and acos(min).
+    Cosine,
+}
+
+/// What the network predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Predict {
+    /// The noise in the picture.
+    Noise,
+    /// The clean picture.
+    Image,
+    /// signal_rate * noise - noise_rate * image (Salimans and Ho 2022).
+    Velocity,
+}
+
+/// Training loss between prediction and target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossKind {
+    /// Mean absolute error.
+    Mae,
+    /// Mean squared error.
+    Mse,
+    /// Huber loss with delta 1 (PyTorch's `smooth_l1` with beta 1).
+    Huber,
+}
+
+/// Optimiser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// Decoupled weight decay.
+    AdamW,
+    /// Weight decay added to the gradient.
+    Adam,
+}
+
+/// Arithmetic of the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// The best that the device does well: fp32 on a CPU.
+    Auto,
+    /// Single precision throughout.
+    Fp32,
+}
+
+/// Everything that determines a run's numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Model family.
+    pub family: Family,
+    /// Height and width of the square pictures, in pixels; a multiple of 2^levels.
+    pub image_size: usize,
+    /// Channels of the pictures: 1 (grey), 3 (RGB) or 4 (RGBA).
+    pub channels: usize,
+    /// Channels of each level, from the full resolution down.
+    pub widths: Vec<usize>,
+    /// Residual blocks in each level.
+    pub block_depth: usize,
+    /// Channels of the first convolution, and of the noise embedding; even.
+    pub embedding_dim: usize,
+    /// Diffusion schedule.
+    pub schedule: ScheduleKind,
+    /// Signal rate at time 1.
+    pub min_signal_rate: f64,
+    /// Signal rate at time 0.
+    pub max_signal_rate: f64,
+    /// What the network predicts.
+    pub predict: Predict,
+    /// Training loss.
+    pub loss: LossKind,
+    /// Optimiser.
+    pub optimizer: OptimizerKind,
+    /// Learning rate.
+    pub lr: f64,
+    /// Weight decay.
+    pub weight_decay: f64,
+    /// Images in a step.
+    pub batch_size: usize,
+    /// Passes over the training images; ignored where `steps` is set.
+    pub epochs: usize,
+    /// Total optimiser steps; 0 leaves it to `epochs`.
+    pub steps: usize,
+    /// Seed of weights, order, times and noise.
+    pub seed: u64,
+    /// Arithmetic.
+    pub precision: Precision,
+    /// Source of pictures: `procedural`, `flowers`, `pets`, `debug`, a folder or a .tar.
+    pub data: String,
+    /// Times every training picture appears in an epoch (the seed: 5 for flowers, 3 for pets).
+    pub repeat: usize,
+    /// Random horizontal flips of training pictures.
+    pub flip: bool,
+    /// Share of the pictures kept for validation.
+    pub valid_fraction: f64,
+    /// Batches over which the normaliser gathers mean and deviation before it freezes.
+    pub normalize_batches: usize,
+    /// Decay of the exponential moving average of the weights; 0 switches it off.
+    pub ema_decay: f64,
+    /// Pictures in the sample grid after every epoch.
+    pub sample_count: usize,
+    /// Grid points of the sampler, network calls plus one.
+    pub sample_steps: usize,
+    /// Worker threads; 0 is one per core. Does not change results.
+    pub workers: usize,
+}
+
+impl Config {
+    /// The seed's settings (preset `seed`): flowers at 64x64, 3,562,211 parameters.
+    pub fn seed_preset() -> Self {
+        Config {
+            family: Family::Seed,
+            image_size: 64,
+            channels: 3,
+            widths: vec![32, 64, 96, 128],
+            block_depth: 2,
+            embedding_dim: 32,
+            schedule: ScheduleKind::Cosine,
+            min_signal_rate: 0.02,
+            max_signal_rate: 0.95,
+            predict: Predict::Noise,
+            loss: LossKind::Mae,
+            optimizer: OptimizerKind::AdamW,
+            lr: 1e-3,
+            weight_decay: 1e-4,
+            batch_size: 64,
+            epochs: 50,
+            steps: 0,
+            seed: 0,
+            precision: Precision::Auto,
+            data: "flowers".into(),
+            repeat: 5,
+            flip: false,
+            valid_fraction: 0.2,
+            normalize_batches: 55,
+            ema_decay: 0.0,
+            sample_count: 36,
+            sample_steps: 20,
+            workers: 0,
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Pictures in, batches out. Knows no device.

@@ -1,0 +1,17 @@
+//! `ddim-engine`: trains and samples denoising diffusion models with hand-written compute kernels, without autograd.
+//!
+//! Floors of the house; a module imports only from floors below it:
+//!
+//! | floor | modules | what |
+//! |---|---|---|
+//! | 5 | [`cli`] | arguments to configuration to a library call to print |
+//! | 4 | [`train`], [`check`], [`sample`] | the training loop, checkpoints, run directory; replay of reference files; pictures from a model |
+//! | 3 | [`diffusion`] | schedules, objectives, normaliser, sampler |
+//! | 2 | [`model`] | parameters, residual block, U-Net: forward and backward, side by side |
+//! | 1 | [`ops`] | one folder per operation: contract, CPU kernels, float64 reference |
+//! | 0 | [`device`], [`data`], [`tensor`], [`rng`], [`config`], [`error`] | memory and launch; pictures in, batches out |
+
+pub mod config;
+pub mod data;
+pub mod error;
+pub mod rng;
