@@ -13,5 +13,8 @@
 
 pub mod config;
 pub mod data;
+pub mod device;
 pub mod error;
+pub mod ops;
 pub mod rng;
+pub mod tensor;

@@ -1,0 +1,1 @@
+//! The naive float64 truth of this operation, for tests.
