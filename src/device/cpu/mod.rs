@@ -1,6 +1,7 @@
 //! The CPU as a device: an arena of huge pages, a pool of worker threads, and a choice of instruction set.
 
 mod memory;
+pub(crate) mod scratch;
 pub mod simd;
 
 pub use memory::CpuBuffer;

@@ -228,14 +228,14 @@ pub trait Conv: Memory {
     ///
     /// # Errors
     /// [`Error::Shape`] where a view does not fit.
-    fn conv(
+    fn conv<'a>(
         &self,
         dims: &ConvDims,
-        input: Operand<'_, Self>,
-        prologue: Prologue<'_, Self>,
-        residual: Option<Operand<'_, Self>>,
-        packed: Self::Slice<'_>,
-        epilogue: Epilogue<'_, Self>,
+        input: Operand<'a, Self>,
+        prologue: Prologue<'a, Self>,
+        residual: Option<Operand<'a, Self>>,
+        packed: Self::Slice<'a>,
+        epilogue: Epilogue<'a, Self>,
         out: Output<'_, Self>,
     ) -> Result<()>
     where
@@ -246,13 +246,13 @@ pub trait Conv: Memory {
     ///
     /// # Errors
     /// [`Error::Shape`] where a view does not fit.
-    fn conv_wgrad(
+    fn conv_wgrad<'a>(
         &self,
         dims: &ConvDims,
-        input: Operand<'_, Self>,
-        prologue: Prologue<'_, Self>,
-        residual: Option<Operand<'_, Self>>,
-        dy: Self::Slice<'_>,
+        input: Operand<'a, Self>,
+        prologue: Prologue<'a, Self>,
+        residual: Option<Operand<'a, Self>>,
+        dy: Self::Slice<'a>,
         out: WeightGradients<'_, Self>,
     ) -> Result<()>
     where
