@@ -2,6 +2,8 @@
 //!
 //! A kernel implements [`Kernel`] once, generic over [`Simd`]; [`dispatch`] runs it compiled for the chosen instruction set. The
 //! generic body is inlined into a function that has the features enabled, which is why every method here is `inline(always)`.
+//! Kernels use no closures and no calls that are not `inline(always)`: those would be compiled without the features, and each
+//! intrinsic in them would become a function call (measured: 100 times slower).
 
 use std::fmt;
 
@@ -37,6 +39,15 @@ impl Isa {
             Isa::Avx512 => is_x86_feature_detected!("avx512f") && Isa::Avx2.available(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
+        }
+    }
+
+    /// Pixels in the register block of the convolution: as many as the registers hold with two vectors of output channels.
+    pub(crate) fn block_pixels(self) -> usize {
+        match self {
+            Isa::Avx512 => 8,
+            Isa::Avx2 => 6,
+            Isa::Portable => 2,
         }
     }
 
