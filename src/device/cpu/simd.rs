@@ -84,6 +84,11 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     type V: Copy;
     /// All lanes equal to `x`.
     unsafe fn splat(x: f32) -> Self::V;
+    /// All lanes equal to `p[i]`, by a broadcasting load.
+    ///
+    /// Not `splat(*p.add(i))`: the compiler gathers neighbouring scalars into one vector load and spreads them with shuffles,
+    /// which run on a port that the multiply-adds need.
+    unsafe fn broadcast(p: *const f32, i: usize) -> Self::V;
     /// `LANES` elements from `p`.
     unsafe fn load(p: *const f32) -> Self::V;
     /// `LANES` elements to `p`.
@@ -201,6 +206,11 @@ unsafe impl Simd for Portable {
         [x; 8]
     }
     #[inline(always)]
+    unsafe fn broadcast(p: *const f32, i: usize) -> [f32; 8] {
+        // SAFETY: the caller vouches for the element.
+        [unsafe { *p.add(i) }; 8]
+    }
+    #[inline(always)]
     unsafe fn load(p: *const f32) -> [f32; 8] {
         // SAFETY: the caller vouches for 8 elements.
         unsafe { p.cast::<[f32; 8]>().read_unaligned() }
@@ -280,6 +290,27 @@ mod x86 {
     #[derive(Clone, Copy)]
     pub(crate) struct Avx2;
 
+    /// Defines a broadcasting load that the optimiser cannot take apart; see [`Simd::broadcast`].
+    macro_rules! broadcasting_load {
+        ($name:ident, $feature:literal, $class:ident, $v:ty) => {
+            /// # Safety
+            /// The feature must be available; `p + i` must be readable.
+            #[inline]
+            #[target_feature(enable = $feature)]
+            unsafe fn $name(p: *const f32, i: usize) -> $v {
+                let v: $v;
+                // SAFETY: reads the one element that the caller vouches for and writes a register.
+                unsafe {
+                    std::arch::asm!("vbroadcastss {v}, dword ptr [{p} + 4*{i}]", v = lateout($class) v, p = in(reg) p,
+                        i = in(reg) i, options(pure, readonly, nostack, preserves_flags));
+                }
+                v
+            }
+        };
+    }
+    broadcasting_load!(broadcast512, "avx512f", zmm_reg, __m512);
+    broadcasting_load!(broadcast256, "avx2", ymm_reg, __m256);
+
     /// The methods that are one intrinsic each.
     macro_rules! intrinsics {
         ($v:ty; $($name:ident($($arg:ident: $t:ty),*) $(-> $r:ty)? = $body:expr;)*) => {$(
@@ -296,6 +327,11 @@ mod x86 {
         const LANES: usize = 16;
         const PIXELS: usize = 8;
         type V = __m512;
+        #[inline(always)]
+        unsafe fn broadcast(p: *const f32, i: usize) -> __m512 {
+            // SAFETY: the caller vouches for the instruction set and the element.
+            unsafe { broadcast512(p, i) }
+        }
         intrinsics! { __m512;
             splat(x: f32) -> __m512 = _mm512_set1_ps(x);
             load(p: *const f32) -> __m512 = _mm512_loadu_ps(p);
@@ -319,6 +355,11 @@ mod x86 {
         const LANES: usize = 8;
         const PIXELS: usize = 6;
         type V = __m256;
+        #[inline(always)]
+        unsafe fn broadcast(p: *const f32, i: usize) -> __m256 {
+            // SAFETY: the caller vouches for the instruction set and the element.
+            unsafe { broadcast256(p, i) }
+        }
         intrinsics! { __m256;
             splat(x: f32) -> __m256 = _mm256_set1_ps(x);
             load(p: *const f32) -> __m256 = _mm256_loadu_ps(p);

@@ -293,7 +293,7 @@ unsafe fn product<S: Simd, const PX: usize, const CV: usize>(
                         *wv = S::load(w.add(v * S::LANES));
                     }
                     for i in 0..PX {
-                        let b = S::splat(*x[i].add(c));
+                        let b = S::broadcast(x[i], c);
                         for v in 0..CV {
                             acc[i][v] = S::fma(b, wv[v], acc[i][v]);
                         }

@@ -368,7 +368,7 @@ impl Geometry<'_> {
                     }
                     for s in 0..TS {
                         for i in 0..CB {
-                            let b = S::splat(*x.add(s * pitch + i));
+                            let b = S::broadcast(x.add(s * pitch), i);
                             for v in 0..CV {
                                 acc[s][i][v] = S::fma(b, g[v], acc[s][i][v]);
                             }
