@@ -111,8 +111,6 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     unsafe fn pow2(n: Self::V) -> Self::V;
     /// Rounds to the nearest integer, ties to even.
     unsafe fn round(a: Self::V) -> Self::V;
-    /// Square root.
-    unsafe fn sqrt(a: Self::V) -> Self::V;
 
     /// exp(x), relative error below 2e-7; inputs are clamped to [-87, 88].
     ///
@@ -257,10 +255,6 @@ unsafe impl Simd for Portable {
         // Adding and subtracting 1.5 * 2^23 rounds to an integer (|a| < 2^22 here); a call to `round_ties_even` would not
         // vectorise without SSE4.1.
         a.map(|a| (a + 12_582_912.0) - 12_582_912.0)
-    }
-    #[inline(always)]
-    unsafe fn sqrt(a: [f32; 8]) -> [f32; 8] {
-        a.map(f32::sqrt)
     }
 }
 
