@@ -80,15 +80,15 @@ const fn real(least: f64, most: f64) -> Kind {
 /// All keys, in the order of the fields of [`super::Config`].
 pub const KEYS: &[Key] = &[
     key("family", "model family", Kind::Choice { names: &["seed"], absent: &[("unet2d", "not in this version")] }),
-    key("image_size", "height and width in pixels: multiple of 2^levels", integer(2, 4096)),
+    key("image_size", "pixels each way: a multiple of 2^levels", integer(2, 4096)),
     key("channels", "1 grey, 3 RGB, 4 RGBA", Kind::OneOf(&[1, 3, 4])),
     key("widths", "channels of each level, full resolution first", Kind::List { longest: 10, most: 8192 }),
     key("block_depth", "residual blocks in each level", integer(1, 32)),
-    key("embedding_dim", "channels of the noise embedding; even", Kind::Even { least: 2, most: 4096 }),
+    key("embedding_dim", "channels of the noise embedding: even", Kind::Even { least: 2, most: 4096 }),
     key("schedule", "noise schedule", choice(&["linear", "cosine"])),
     key("min_signal_rate", "signal rate at time 1, all noise", real(1e-4, 0.9999)),
     key("max_signal_rate", "signal rate at time 0, nearly clean", real(1e-4, 0.9999)),
-    key("predict", "what the network predicts", choice(&["noise", "image", "velocity"])),
+    key("predict", "what is predicted", choice(&["noise", "image", "velocity"])),
     key("loss", "training loss", choice(&["mae", "mse", "huber"])),
     key("optimizer", "optimiser", choice(&["adamw", "adam"])),
     key("lr", "learning rate", real(1e-12, 10.0)),
@@ -96,7 +96,7 @@ pub const KEYS: &[Key] = &[
     key("batch_size", "pictures in a step", integer(1, 65_536)),
     key("epochs", "passes over the training pictures", integer(1, 1_000_000)),
     key("steps", "steps in all; 0: as many as epochs make", integer(0, 1_000_000_000)),
-    key("seed", "of weights, order, times and noise", integer(0, i64::MAX as u64)),
+    key("seed", "seed of weights, order, times and noise", integer(0, i64::MAX as u64)),
     key(
         "precision",
         "arithmetic",
@@ -105,7 +105,7 @@ pub const KEYS: &[Key] = &[
             absent: &[("tf32", "not available on the CPU"), ("bf16", "not available on the CPU")],
         },
     ),
-    key("data", "procedural, flowers, pets, debug, folder or .tar", Kind::Text),
+    key("data", "procedural, flowers, pets, debug, folder, .tar", Kind::Text),
     key("repeat", "times a picture is seen in an epoch", integer(1, 10_000)),
     key("flip", "random horizontal flips", Kind::Flag),
     key("valid_fraction", "share of the pictures kept for validation", real(0.0, 0.9)),
@@ -158,6 +158,21 @@ const SYNONYMS: &[(&str, &[&str])] = &[
         &["diffusion_steps", "plot_diffusion_steps", "sampling_steps", "inference_steps", "num_inference_steps"],
     ),
     ("workers", &["num_workers", "n_workers", "num_threads", "n_threads", "threads_per_worker", "cores"]),
+];
+
+/// Names of values in other programs, and ours.
+const VALUE_SYNONYMS: &[(&str, &str)] = &[
+    ("l1", "mae"),
+    ("l2", "mse"),
+    ("smooth_l1", "huber"),
+    ("eps", "noise"),
+    ("epsilon", "noise"),
+    ("x0", "image"),
+    ("sample", "image"),
+    ("v", "velocity"),
+    ("v_prediction", "velocity"),
+    ("float32", "fp32"),
+    ("f32", "fp32"),
 ];
 
 /// Options of the command line that are not configuration keys.
@@ -246,7 +261,10 @@ impl Key {
     fn refusal(&self, found: &str) -> String {
         let hint = match self.kind {
             Kind::Choice { names, .. } => {
-                nearest(unquoted(found), names.iter().copied()).map(|near| format!("; did you mean `{near}`?"))
+                let plain = unquoted(found).to_lowercase();
+                let synonym = VALUE_SYNONYMS.iter().find(|(theirs, ours)| *theirs == plain && names.contains(ours));
+                let near = synonym.map(|(_, ours)| *ours).or_else(|| nearest(&plain, names.iter().copied()));
+                near.map(|near| format!("; did you mean `{near}`?"))
             }
             _ => None,
         };
@@ -337,8 +355,9 @@ mod tests {
 
     #[test]
     fn rows_are_the_fields_in_order() {
-        let table = toml::Table::try_from(Config::seed_preset()).unwrap();
-        assert_eq!(table.keys().collect::<Vec<_>>(), KEYS.iter().map(|key| key.name).collect::<Vec<_>>());
+        let fields = serde_json::to_value(Config::seed_preset()).unwrap();
+        let fields: Vec<_> = fields.as_object().unwrap().keys().cloned().collect();
+        assert_eq!(fields, KEYS.iter().map(|key| key.name).collect::<Vec<_>>());
     }
 
     #[test]

@@ -59,6 +59,22 @@ impl Layers {
         given
     }
 
+    /// Refuses what cannot change when a run is resumed.
+    ///
+    /// # Errors
+    /// An option other than [`RESUME_OPTIONS`] is given.
+    pub fn check_resume(&self) -> Result<()> {
+        let others: Vec<_> = self.given().into_iter().filter(|o| !RESUME_OPTIONS.contains(&o.as_str())).collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Usage(format!(
+            "{} cannot be changed with --resume, which takes the run's own configuration; of the settings, {} may change",
+            others.join(", "),
+            RESUME_OPTIONS.join(", ")
+        )))
+    }
+
     /// The name of the preset that [`Config::resolve`] starts from.
     pub fn preset_name(&self) -> &str {
         self.preset.as_deref().unwrap_or(Config::default_preset_name())
@@ -86,14 +102,7 @@ impl Config {
     /// # Errors
     /// Another option is given, or a value is out of bounds.
     pub fn resume(run: &Config, layers: &Layers) -> Result<Config> {
-        let others: Vec<_> = layers.given().into_iter().filter(|o| !RESUME_OPTIONS.contains(&o.as_str())).collect();
-        if !others.is_empty() {
-            return Err(Error::Usage(format!(
-                "{} cannot be changed with --resume, which takes the run's own configuration; allowed beside it: {}",
-                others.join(", "),
-                RESUME_OPTIONS.join(", ")
-            )));
-        }
+        layers.check_resume()?;
         let mut table = run.table()?;
         overlay(&mut table, named_layer(layers)?);
         Config::from_table(table)
@@ -153,7 +162,7 @@ impl Config {
             let nearest = if below == 0 { above.to_string() } else { format!("{below} or {above}") };
             let shorter = match size.trailing_zeros() {
                 0 => String::new(),
-                most => format!("; or give widths at most {most} level{}", if most == 1 { "" } else { "s" }),
+                most => format!("; or give widths of at most {most} level{}", if most == 1 { "" } else { "s" }),
             };
             return Err(format!(
                 "image_size {size} with {levels} level{} (widths {widths}): must be a multiple of {multiple}; nearest: {nearest}{shorter}",
@@ -184,8 +193,7 @@ impl Precision {
     /// # Errors
     /// Not a precision of this build; the message lists those that are.
     pub fn parse(text: &str) -> Result<Precision> {
-        let mut layers = Layers::default();
-        layers.precision = Some(text.into());
+        let layers = Layers { precision: Some(text.into()), ..Layers::default() };
         Config::resolve(&layers).map(|config| config.precision)
     }
 }

@@ -20,24 +20,28 @@ impl Config {
         );
         for key in KEYS {
             let line = format!("{} = {}", key.name, self.get(key.name));
-            text.push_str(&format!("{line:<36} # {}: {}\n", key.about, key.expected()));
+            text.push_str(&format!("{line:<36} # {} ({})\n", key.about, key.expected()));
         }
         text
     }
 
     /// The keys with their values in every preset, as a table for a terminal of 100 columns.
     pub fn describe_keys() -> String {
-        let presets: Vec<_> =
-            PRESETS.iter().filter_map(|(name, _)| Some((*name, Config::preset(name).ok()?))).collect();
-        let mut text = format!("  {:<18}", "key");
-        presets.iter().for_each(|(name, _)| text.push_str(&format!("{name:<19}")));
-        text.push_str("meaning\n");
-        for key in KEYS {
-            let mut line = format!("  {:<18}", key.name);
-            presets.iter().for_each(|(_, config)| line.push_str(&format!("{:<19}", config.get(key.name))));
-            text.push_str(&line);
-            text.push_str(&meaning(key));
-            text.push('\n');
+        let mut rows = vec![vec!["KEY".to_string()]];
+        rows.extend(KEYS.iter().map(|key| vec![key.name.to_string()]));
+        for (name, _) in PRESETS {
+            let Ok(preset) = Config::preset(name) else { continue };
+            rows[0].push(name.to_uppercase());
+            rows[1..].iter_mut().zip(KEYS).for_each(|(row, key)| row.push(preset.get(key.name)));
+        }
+        rows[0].push("MEANING".into());
+        rows[1..].iter_mut().zip(KEYS).for_each(|(row, key)| row.push(meaning(key)));
+        let columns = rows[0].len() - 1;
+        let widest: Vec<_> = (0..columns).map(|c| rows.iter().map(|row| row[c].len()).max().unwrap_or(0)).collect();
+        let mut text = String::new();
+        for row in &rows {
+            let cells = row.iter().zip(&widest).map(|(cell, width)| format!("{cell:<width$}"));
+            text.push_str(&format!("  {}  {}\n", cells.collect::<Vec<_>>().join("  "), row[columns]));
         }
         text
     }
