@@ -18,3 +18,4 @@ pub mod error;
 pub mod ops;
 pub mod rng;
 pub mod tensor;
+pub mod train;

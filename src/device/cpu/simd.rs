@@ -340,7 +340,6 @@ mod x86 {
             pow2(n: __m512) -> __m512 = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(
                 _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127))));
             round(a: __m512) -> __m512 = _mm512_roundscale_ps::<0>(a);
-            sqrt(a: __m512) -> __m512 = _mm512_sqrt_ps(a);
         }
     }
 
@@ -368,7 +367,6 @@ mod x86 {
             pow2(n: __m256) -> __m256 = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(
                 _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127))));
             round(a: __m256) -> __m256 = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
-            sqrt(a: __m256) -> __m256 = _mm256_sqrt_ps(a);
         }
     }
 }
