@@ -11,9 +11,11 @@
 //! | 1 | [`ops`] | one folder per operation: contract, CPU kernels, float64 reference |
 //! | 0 | [`device`], [`data`], [`tensor`], [`rng`], [`config`], [`error`] | memory and launch; pictures in, batches out |
 
+pub mod check;
 pub mod config;
 pub mod data;
 pub mod device;
+pub mod diffusion;
 pub mod error;
 pub mod model;
 pub mod ops;

@@ -14,5 +14,6 @@ pub mod metrics_log;
 pub mod picture;
 pub mod progress;
 pub mod run_dir;
+pub mod state;
 pub mod tensor_file;
 pub mod tensorboard;

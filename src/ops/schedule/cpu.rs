@@ -30,13 +30,36 @@ fn alpha_bars() -> &'static [f64] {
 pub fn rates(dims: &ScheduleDims, t: f32) -> (f64, f64) {
     if dims.linear == 0 {
         let (start, end) = (dims.max_signal.acos(), dims.min_signal.acos());
+        if dims.single != 0 {
+            let angle = start as f32 + t * (end - start) as f32;
+            let rounded = |x: f64| f64::from(x as f32);
+            return (rounded(f64::from(angle).cos()), rounded(f64::from(angle).sin()));
+        }
         let angle = start + f64::from(t) * (end - start);
         return (angle.cos(), angle.sin());
     }
     // The product is taken in float32, as PyTorch takes it for float32 times.
     let index = ((t * (LINEAR_STEPS - 1) as f32).floor() as usize).min(LINEAR_STEPS - 1);
     let bar = alpha_bars()[index].clamp(dims.min_signal, dims.max_signal);
+    if dims.single != 0 {
+        let bar = bar as f32;
+        return (f64::from(bar.sqrt()), f64::from((1.0 - bar).sqrt()));
+    }
     (bar.sqrt(), (1.0 - bar).sqrt())
+}
+
+/// 2 pi f_i, rounded to float32 where PyTorch rounds: its networks keep these numbers as a float32 buffer, and at angles of
+/// thousands the last bit of a frequency shows.
+fn angular_speeds(half: usize) -> Vec<f64> {
+    let last = 1000f64.ln() as f32;
+    let step = last / (half.max(2) - 1) as f32;
+    (0..half)
+        .map(|i| {
+            // torch.linspace goes up from the start in its first half and down from the end in its second.
+            let x = if i < half / 2 || half == 1 { step * i as f32 } else { last - step * (half - 1 - i) as f32 };
+            f64::from((f64::from(x).exp() as f32) * TAU as f32)
+        })
+        .collect()
 }
 
 impl Schedule for Cpu {
@@ -53,16 +76,16 @@ impl Schedule for Cpu {
         expect_len(OP, "embedding", out.embedding.len(), n * e)?;
         expect_len(OP, "stats", out.stats.len(), n * e * 2)?;
         let half = e / 2;
-        let frequencies: Vec<f64> =
-            (0..half).map(|i| (1000f64.ln() * i as f64 / (half.max(2) - 1) as f64).exp()).collect();
+        let speeds = angular_speeds(half);
         for (i, &t) in times.iter().enumerate() {
             let (signal, noise) = rates(dims, t);
             out.rates[2 * i] = signal as f32;
             out.rates[2 * i + 1] = noise as f32;
-            let v = if dims.embed_signal == 0 { noise * noise } else { signal * signal };
+            let rate = if dims.embed_signal == 0 { noise } else { signal };
+            let v = if dims.single != 0 { f64::from(rate as f32 * rate as f32) } else { rate * rate };
             let embedding = &mut out.embedding[i * e..(i + 1) * e];
-            for (j, f) in frequencies.iter().enumerate() {
-                let angle = TAU * f * v;
+            for (j, speed) in speeds.iter().enumerate() {
+                let angle = speed * v;
                 embedding[j] = angle.sin() as f32;
                 embedding[half + j] = angle.cos() as f32;
             }

@@ -35,6 +35,10 @@ pub struct ScheduleDims {
     pub linear: u32,
     /// 0: the embedding is of noise^2; 1: of signal^2.
     pub embed_signal: u32,
+    /// 1: angle, rates and v are rounded to float32 at each step, as PyTorch's sampler does on its float32 grid of times.
+    pub single: u32,
+    /// Keeps the struct free of padding.
+    pub reserved: u32,
 }
 
 /// Steps of the linear schedule.
