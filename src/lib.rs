@@ -15,6 +15,7 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod model;
 pub mod ops;
 pub mod rng;
 pub mod tensor;

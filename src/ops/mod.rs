@@ -17,6 +17,7 @@ pub mod loss;
 pub mod noise;
 pub mod pool;
 pub mod schedule;
+pub(crate) mod stats;
 pub mod upsample;
 
 use crate::device::Memory;

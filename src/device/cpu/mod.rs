@@ -75,4 +75,22 @@ impl Cpu {
             self.pool.install(|| items.into_par_iter().with_max_len(1).for_each(work));
         }
     }
+
+    /// Runs plain Rust `work` on every item, on all workers, compiled for the chosen instruction set (so that its loops are
+    /// vectorised with it).
+    pub(crate) fn for_each_vectorized<T: Send>(&self, items: Vec<T>, work: impl Fn(T) + Sync + Send) {
+        struct Plain<'a, T, F>(T, &'a F);
+        impl<T, F: Fn(T)> simd::Kernel for Plain<'_, T, F> {
+            type Output = ();
+            #[inline(always)]
+            unsafe fn run<S: simd::Simd>(self) {
+                (self.1)(self.0);
+            }
+        }
+        let isa = self.isa;
+        self.for_each(items, |item| simd::dispatch(isa, Plain(item, &work)));
+    }
 }
+
+/// Elements of a piece of elementwise work: large against the cost of handing it to a worker, small against a cache.
+pub(crate) const PIECE: usize = 1 << 15;

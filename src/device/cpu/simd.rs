@@ -2,6 +2,8 @@
 //!
 //! A kernel implements [`Kernel`] once, generic over [`Simd`]; [`dispatch`] runs it compiled for the chosen instruction set. The
 //! generic body is inlined into a function that has the features enabled, which is why every method here is `inline(always)`.
+//! Kernels use no closures and no calls that are not `inline(always)`: those would be compiled without the features, and each
+//! intrinsic in them would become a function call (measured: 100 times slower).
 
 use std::fmt;
 
@@ -40,6 +42,15 @@ impl Isa {
         }
     }
 
+    /// Pixels in the register block of the convolution: as many as the registers hold with two vectors of output channels.
+    pub(crate) fn block_pixels(self) -> usize {
+        match self {
+            Isa::Avx512 => 8,
+            Isa::Avx2 => 6,
+            Isa::Portable => 2,
+        }
+    }
+
     /// Lanes of a vector.
     pub fn lanes(self) -> usize {
         match self {
@@ -73,6 +84,11 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     type V: Copy;
     /// All lanes equal to `x`.
     unsafe fn splat(x: f32) -> Self::V;
+    /// All lanes equal to `p[i]`, by a broadcasting load.
+    ///
+    /// Not `splat(*p.add(i))`: the compiler gathers neighbouring scalars into one vector load and spreads them with shuffles,
+    /// which run on a port that the multiply-adds need.
+    unsafe fn broadcast(p: *const f32, i: usize) -> Self::V;
     /// `LANES` elements from `p`.
     unsafe fn load(p: *const f32) -> Self::V;
     /// `LANES` elements to `p`.
@@ -95,8 +111,6 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     unsafe fn pow2(n: Self::V) -> Self::V;
     /// Rounds to the nearest integer, ties to even.
     unsafe fn round(a: Self::V) -> Self::V;
-    /// Square root.
-    unsafe fn sqrt(a: Self::V) -> Self::V;
 
     /// exp(x), relative error below 2e-7; inputs are clamped to [-87, 88].
     ///
@@ -190,6 +204,11 @@ unsafe impl Simd for Portable {
         [x; 8]
     }
     #[inline(always)]
+    unsafe fn broadcast(p: *const f32, i: usize) -> [f32; 8] {
+        // SAFETY: the caller vouches for the element.
+        [unsafe { *p.add(i) }; 8]
+    }
+    #[inline(always)]
     unsafe fn load(p: *const f32) -> [f32; 8] {
         // SAFETY: the caller vouches for 8 elements.
         unsafe { p.cast::<[f32; 8]>().read_unaligned() }
@@ -237,10 +256,6 @@ unsafe impl Simd for Portable {
         // vectorise without SSE4.1.
         a.map(|a| (a + 12_582_912.0) - 12_582_912.0)
     }
-    #[inline(always)]
-    unsafe fn sqrt(a: [f32; 8]) -> [f32; 8] {
-        a.map(f32::sqrt)
-    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -269,6 +284,27 @@ mod x86 {
     #[derive(Clone, Copy)]
     pub(crate) struct Avx2;
 
+    /// Defines a broadcasting load that the optimiser cannot take apart; see [`Simd::broadcast`].
+    macro_rules! broadcasting_load {
+        ($name:ident, $feature:literal, $class:ident, $v:ty) => {
+            /// # Safety
+            /// The feature must be available; `p + i` must be readable.
+            #[inline]
+            #[target_feature(enable = $feature)]
+            unsafe fn $name(p: *const f32, i: usize) -> $v {
+                let v: $v;
+                // SAFETY: reads the one element that the caller vouches for and writes a register.
+                unsafe {
+                    std::arch::asm!("vbroadcastss {v}, dword ptr [{p} + 4*{i}]", v = lateout($class) v, p = in(reg) p,
+                        i = in(reg) i, options(pure, readonly, nostack, preserves_flags));
+                }
+                v
+            }
+        };
+    }
+    broadcasting_load!(broadcast512, "avx512f", zmm_reg, __m512);
+    broadcasting_load!(broadcast256, "avx2", ymm_reg, __m256);
+
     /// The methods that are one intrinsic each.
     macro_rules! intrinsics {
         ($v:ty; $($name:ident($($arg:ident: $t:ty),*) $(-> $r:ty)? = $body:expr;)*) => {$(
@@ -285,6 +321,11 @@ mod x86 {
         const LANES: usize = 16;
         const PIXELS: usize = 8;
         type V = __m512;
+        #[inline(always)]
+        unsafe fn broadcast(p: *const f32, i: usize) -> __m512 {
+            // SAFETY: the caller vouches for the instruction set and the element.
+            unsafe { broadcast512(p, i) }
+        }
         intrinsics! { __m512;
             splat(x: f32) -> __m512 = _mm512_set1_ps(x);
             load(p: *const f32) -> __m512 = _mm512_loadu_ps(p);
@@ -299,7 +340,6 @@ mod x86 {
             pow2(n: __m512) -> __m512 = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(
                 _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127))));
             round(a: __m512) -> __m512 = _mm512_roundscale_ps::<0>(a);
-            sqrt(a: __m512) -> __m512 = _mm512_sqrt_ps(a);
         }
     }
 
@@ -308,6 +348,11 @@ mod x86 {
         const LANES: usize = 8;
         const PIXELS: usize = 6;
         type V = __m256;
+        #[inline(always)]
+        unsafe fn broadcast(p: *const f32, i: usize) -> __m256 {
+            // SAFETY: the caller vouches for the instruction set and the element.
+            unsafe { broadcast256(p, i) }
+        }
         intrinsics! { __m256;
             splat(x: f32) -> __m256 = _mm256_set1_ps(x);
             load(p: *const f32) -> __m256 = _mm256_loadu_ps(p);
@@ -322,7 +367,6 @@ mod x86 {
             pow2(n: __m256) -> __m256 = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(
                 _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127))));
             round(a: __m256) -> __m256 = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
-            sqrt(a: __m256) -> __m256 = _mm256_sqrt_ps(a);
         }
     }
 }

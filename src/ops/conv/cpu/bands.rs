@@ -78,9 +78,9 @@ impl Band {
     pub fn offset(&self, unit: &Unit, image: usize, row: usize, q: usize) -> usize {
         image * self.image_len(unit.rows) + (row * self.width + q) * self.pitch
     }
-    /// Offsets of the taps from the first one.
-    pub fn taps(&self, side: usize) -> impl Iterator<Item = usize> + '_ {
-        (0..side * side).map(move |t| ((t / side) * self.width + t % side) * self.pitch)
+    /// Distance of tap `t` from the first one.
+    pub fn tap(&self, side: usize, t: usize) -> usize {
+        ((t / side) * self.width + t % side) * self.pitch
     }
 }
 
@@ -122,15 +122,19 @@ pub(super) unsafe fn load<S: Simd>(
                     transform::<S>(&input.x0[pixel * c0..(pixel + w) * c0], inner, None, prologue.silu);
                     continue;
                 }
-                for (q, dst) in inner.chunks_exact_mut(band.pitch).enumerate() {
+                for q in 0..w {
+                    let dst = &mut inner[q * band.pitch..(q + 1) * band.pitch];
                     let p = pixel + q;
-                    let affine = |from: usize, to: usize| prologue.affine.map(|(a, b)| (&a[from..to], &b[from..to]));
+                    let (affine0, affine1) = match prologue.affine {
+                        Some((a, b)) => (Some((&a[..c0], &b[..c0])), Some((&a[c0..], &b[c0..]))),
+                        None => (None, None),
+                    };
                     let x0 = &input.x0[p * c0..(p + 1) * c0];
-                    transform::<S>(x0, &mut dst[..c0], affine(0, c0), prologue.silu);
+                    transform::<S>(x0, &mut dst[..c0], affine0, prologue.silu);
                     if let Some(x1) = input.x1 {
                         let p = if input.x1_constant { image } else { p };
                         let x1 = &x1[p * c1..(p + 1) * c1];
-                        transform::<S>(x1, &mut dst[c0..c0 + c1], affine(c0, c0 + c1), prologue.silu);
+                        transform::<S>(x1, &mut dst[c0..c0 + c1], affine1, prologue.silu);
                     }
                     dst[c0 + c1..].fill(0.0);
                 }
@@ -147,28 +151,29 @@ unsafe fn transform<S: Simd>(src: &[f32], dst: &mut [f32], affine: Option<(&[f32
         return;
     }
     let n = dst.len();
-    let apply = |x: S::V, i: usize, partial: usize| -> S::V {
-        // SAFETY: the caller vouches for the instruction set; `i + partial` stays inside scale and shift.
-        unsafe {
-            let x = match affine {
-                None => x,
-                Some((a, b)) if partial == S::LANES => {
-                    S::fma(x, S::load(a.as_ptr().add(i)), S::load(b.as_ptr().add(i)))
-                }
-                Some((a, b)) => S::fma(x, load_part::<S>(&a[i..i + partial]), load_part::<S>(&b[i..i + partial])),
-            };
-            if silu { S::silu(x) } else { x }
-        }
-    };
     let mut i = 0;
     // SAFETY: the caller vouches for the instruction set; `i + LANES <= n` for whole vectors, parts go through arrays.
     unsafe {
         while i + S::LANES <= n {
-            S::store(dst.as_mut_ptr().add(i), apply(S::load(src.as_ptr().add(i)), i, S::LANES));
+            let mut x = S::load(src.as_ptr().add(i));
+            if let Some((a, b)) = affine {
+                x = S::fma(x, S::load(a.as_ptr().add(i)), S::load(b.as_ptr().add(i)));
+            }
+            if silu {
+                x = S::silu(x);
+            }
+            S::store(dst.as_mut_ptr().add(i), x);
             i += S::LANES;
         }
         if i < n {
-            store_part::<S>(apply(load_part::<S>(&src[i..n]), i, n - i), &mut dst[i..n]);
+            let mut x = load_part::<S>(&src[i..n]);
+            if let Some((a, b)) = affine {
+                x = S::fma(x, load_part::<S>(&a[i..n]), load_part::<S>(&b[i..n]));
+            }
+            if silu {
+                x = S::silu(x);
+            }
+            store_part::<S>(x, &mut dst[i..n]);
         }
     }
 }

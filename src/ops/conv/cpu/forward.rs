@@ -3,9 +3,9 @@
 use super::super::{ConvDims, Epilogue, Operand, Output, Prologue};
 use super::bands::{self, Band, Unit, load_part, store_part};
 use super::{expect, pack, shape_error};
-use crate::device::cpu::Cpu;
 use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::simd::{Kernel, Simd, dispatch};
+use crate::device::cpu::{Cpu, Isa};
 use crate::error::Result;
 
 /// What every unit reads.
@@ -84,7 +84,7 @@ pub(super) fn forward<'a>(
         });
     }
     let isa = cpu.isa();
-    cpu.for_each(jobs, |job| dispatch(isa, UnitKernel { shared: &shared, job }));
+    cpu.for_each(jobs, |job| run_unit(isa, &shared, job));
     if banded {
         merge_bands(&units, d, &partial, stats);
     }
@@ -146,12 +146,31 @@ fn merge_bands(units: &[Unit], d: &ConvDims, partial: &[f32], stats: &mut [f32])
     }
 }
 
+/// One unit, with its scratch: the band, the products [pixels, K padded], and the pixel offsets.
 struct UnitKernel<'s, 'a> {
     shared: &'s Shared<'a>,
     job: Job<'s>,
+    band: Band,
+    buf: &'s mut [f32],
+    products: &'s mut [f32],
+    tables: &'s mut [u32],
+}
+
+/// Runs one unit on this thread.
+fn run_unit(isa: Isa, shared: &Shared<'_>, job: Job<'_>) {
+    let d = &shared.d;
+    let band = Band::new(d, d.c(), 1);
+    // Whole register blocks: the last block repeats the last pixel, and its surplus rows are never read.
+    let padded_n = job.unit.pixels(d).next_multiple_of(isa.block_pixels());
+    let lengths = [band.len(&job.unit), padded_n * shared.bias.len(), 3 * padded_n + d.taps()];
+    with_scratch(lengths, |[buf, products, tables]| {
+        let tables = bytemuck::cast_slice_mut(tables);
+        dispatch(isa, UnitKernel { shared, job, band, buf, products, tables });
+    });
 }
 
 /// One operand as the inner loop sees it: pixel p of the unit starts at `base + offsets[p]`, its taps at the given distances.
+#[derive(Clone, Copy)]
 struct Segment<'a> {
     base: *const f32,
     offsets: &'a [u32],
@@ -164,64 +183,66 @@ impl Kernel for UnitKernel<'_, '_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Shared { d, input, prologue, residual, packed, .. } = self.shared;
-        let unit = &self.job.unit.clone();
-        let band = Band::new(d, d.c(), 1);
-        let kp = pack::padded(d.k as usize, S::LANES);
-        let n = unit.pixels(d);
-        // Whole register blocks: the last block repeats the last pixel and its surplus rows are never read.
+        let UnitKernel { shared, job, band, buf, products, tables } = self;
+        let Shared { d, input, prologue, residual, packed, bias, .. } = shared;
+        let unit = &job.unit;
+        let (n, kp) = (unit.pixels(d), bias.len());
         let padded_n = n.next_multiple_of(S::PIXELS);
-        let tables = 3 * padded_n + d.taps();
-        with_scratch([band.len(unit), padded_n * kp, tables], |[buf, scratch, tables]| {
-            // SAFETY: the caller vouches for the instruction set. Offsets stay inside the band (built from its geometry) and
-            // inside the residual tensors (lengths checked on entry); tiles cover exactly the packed filter and kp columns of
-            // scratch.
-            unsafe {
-                bands::load::<S>(d, unit, &band, input, prologue, buf);
-                let tables: &mut [u32] = bytemuck::cast_slice_mut(tables);
-                let (main, rest) = tables.split_at_mut(padded_n);
-                let (off0, rest) = rest.split_at_mut(padded_n);
-                let (off1, taps) = rest.split_at_mut(padded_n);
-                let (rows, w) = (unit.rows, d.w as usize);
-                for p in 0..padded_n {
-                    let q = p.min(n - 1);
-                    let (image, row, col) = (q / (rows * w), q / w % rows, q % w);
-                    main[p] = band.offset(unit, image, row, col) as u32;
-                    off0[p] = (q * d.r0 as usize) as u32;
-                    let constant = residual.as_ref().is_some_and(|r| r.x1_constant);
-                    off1[p] = (if constant { image } else { q } * d.r1 as usize) as u32;
+        let (main, rest) = tables.split_at_mut(padded_n);
+        let (off0, rest) = rest.split_at_mut(padded_n);
+        let (off1, taps) = rest.split_at_mut(padded_n);
+        let (r0, r1) = (d.r0 as usize, d.r1 as usize);
+        let constant = matches!(residual, Some(r) if r.x1_constant);
+        let (mut image, mut row, mut col) = (0, 0, 0);
+        for p in 0..padded_n {
+            main[p] = band.offset(unit, image, row, col) as u32;
+            off0[p] = (p.min(n - 1) * r0) as u32;
+            off1[p] = (if constant { image } else { p.min(n - 1) } * r1) as u32;
+            if p + 1 < n {
+                col += 1;
+                if col == d.w as usize {
+                    (row, col) = (row + 1, 0);
                 }
-                for (slot, tap) in taps.iter_mut().zip(band.taps(d.side as usize)) {
-                    *slot = tap as u32;
+                if row == unit.rows {
+                    (image, row) = (image + 1, 0);
                 }
-                let first = unit.first_pixel(d);
-                let at = |x: &[f32], constant: bool, c: u32| {
-                    x[if constant { unit.image } else { first } * c as usize..].as_ptr()
-                };
-                let empty = || Segment { base: buf.as_ptr(), offsets: &[], taps: &[], channels: 0 };
-                let mut segments =
-                    [Segment { base: buf.as_ptr(), offsets: main, taps, channels: d.c() }, empty(), empty()];
-                let mut used = 1;
-                if let Some(r) = residual {
-                    segments[1] =
-                        Segment { base: at(r.x0, false, d.r0), offsets: off0, taps: &[0], channels: d.r0 as usize };
-                    used = 2;
-                    if let Some(x1) = r.x1 {
-                        let base = at(x1, r.x1_constant, d.r1);
-                        segments[2] = Segment { base, offsets: off1, taps: &[0], channels: d.r1 as usize };
-                        used = 3;
-                    }
-                }
-                for (k0, vectors) in pack::tiles(d.k as usize, S::LANES) {
-                    let w = packed[pack::rows(d) * k0..].as_ptr();
-                    let out = scratch.as_mut_ptr().add(k0);
-                    for p in (0..n).step_by(S::PIXELS) {
-                        block::<S>(vectors, &segments[..used], p, w, out, kp);
-                    }
-                }
-                self.epilogue::<S>(scratch, kp);
             }
-        });
+        }
+        for (t, slot) in taps.iter_mut().enumerate() {
+            *slot = band.tap(d.side as usize, t) as u32;
+        }
+        let first = unit.first_pixel(d);
+        // SAFETY: the caller vouches for the instruction set. Offsets stay inside the band (built from its geometry) and inside
+        // the residual tensors (lengths checked on entry); tiles cover exactly the packed filter and kp columns of products.
+        unsafe {
+            bands::load::<S>(d, unit, &band, input, prologue, buf);
+            let main = Segment { base: buf.as_ptr(), offsets: main, taps, channels: d.c() };
+            let mut segments = [main; 3];
+            let mut used = 1;
+            if let Some(r) = residual {
+                let base = r.x0[first * r0..].as_ptr();
+                segments[1] = Segment { base, offsets: off0, taps: &[0], channels: r0 };
+                used = 2;
+                if let Some(x1) = r.x1 {
+                    let base = x1[if constant { unit.image } else { first } * r1..].as_ptr();
+                    segments[2] = Segment { base, offsets: off1, taps: &[0], channels: r1 };
+                    used = 3;
+                }
+            }
+            let mut k0 = 0;
+            while k0 < d.k as usize {
+                let vectors = pack::tile_vectors(d.k as usize, k0, S::LANES);
+                let w = packed[pack::rows(d) * k0..].as_ptr();
+                let out = products.as_mut_ptr().add(k0);
+                let mut p = 0;
+                while p < n {
+                    block::<S>(vectors, &segments[..used], p, w, out, kp);
+                    p += S::PIXELS;
+                }
+                k0 += vectors * S::LANES;
+            }
+            epilogue::<S>(shared, job, products, kp);
+        }
     }
 }
 
@@ -257,14 +278,22 @@ unsafe fn product<S: Simd, const PX: usize, const CV: usize>(
     unsafe {
         let mut acc = [[S::splat(0.0); CV]; PX];
         for seg in segments {
-            let base: [*const f32; PX] =
-                std::array::from_fn(|i| seg.base.add(*seg.offsets.get_unchecked(p + i) as usize));
+            let mut base = [seg.base; PX];
+            for (i, base) in base.iter_mut().enumerate() {
+                *base = base.add(*seg.offsets.get_unchecked(p + i) as usize);
+            }
             for &tap in seg.taps {
-                let x: [*const f32; PX] = base.map(|b| b.add(tap as usize));
+                let mut x = base;
+                for x in &mut x {
+                    *x = x.add(tap as usize);
+                }
                 for c in 0..seg.channels {
-                    let wv: [S::V; CV] = std::array::from_fn(|v| S::load(w.add(v * S::LANES)));
+                    let mut wv = [S::splat(0.0); CV];
+                    for (v, wv) in wv.iter_mut().enumerate() {
+                        *wv = S::load(w.add(v * S::LANES));
+                    }
                     for i in 0..PX {
-                        let b = S::splat(*x[i].add(c));
+                        let b = S::broadcast(x[i], c);
                         for v in 0..CV {
                             acc[i][v] = S::fma(b, wv[v], acc[i][v]);
                         }
@@ -292,35 +321,39 @@ struct Column<'a> {
     stride: usize,
 }
 
-impl UnitKernel<'_, '_> {
-    #[inline(always)]
-    unsafe fn epilogue<S: Simd>(self, scratch: &[f32], kp: usize) {
-        let Shared { d, epilogue, k0, .. } = self.shared;
-        let (k, k0, first) = (d.k as usize, *k0, self.job.unit.first_pixel(d));
-        let Job { unit, y0, y1, stats } = self.job;
-        let v = epilogue.affine.as_ref().map(|(v, _, _)| v);
-        let sides =
-            [(0, k0, y0, v.map(|v| v.x0), epilogue.add0), (k0, k - k0, y1, v.and_then(|v| v.x1), epilogue.add1)];
-        for (from, channels, y, v, add) in sides {
-            for c in (0..channels).step_by(S::LANES) {
-                let at = first * channels + c;
-                let column = Column {
-                    k: from + c,
-                    len: S::LANES.min(channels - c),
-                    y: &mut y[c..],
-                    v: v.map(|v| &v[at..]),
-                    add: add.map(|a| &a[at..]),
-                    stride: channels,
-                };
-                // SAFETY: the caller vouches for the instruction set.
-                unsafe {
-                    if column.len == S::LANES {
-                        finish::<S, true>(self.shared, &unit, column, scratch, kp, stats);
-                    } else {
-                        finish::<S, false>(self.shared, &unit, column, scratch, kp, stats);
-                    }
+#[inline(always)]
+unsafe fn epilogue<S: Simd>(shared: &Shared<'_>, job: Job<'_>, products: &[f32], kp: usize) {
+    let Shared { d, epilogue, k0, .. } = shared;
+    let (k, k0, first) = (d.k as usize, *k0, job.unit.first_pixel(d));
+    let Job { unit, y0, y1, stats } = job;
+    let (v0, v1) = match &epilogue.affine {
+        Some((v, _, _)) => (Some(v.x0), v.x1),
+        None => (None, None),
+    };
+    let sides = [(0, k0, y0, v0, epilogue.add0), (k0, k - k0, y1, v1, epilogue.add1)];
+    for (from, channels, y, v, add) in sides {
+        let mut c = 0;
+        while c < channels {
+            let at = first * channels + c;
+            let v = match v {
+                Some(v) => Some(&v[at..]),
+                None => None,
+            };
+            let add = match add {
+                Some(add) => Some(&add[at..]),
+                None => None,
+            };
+            let len = if channels - c < S::LANES { channels - c } else { S::LANES };
+            let column = Column { k: from + c, len, y: &mut y[c..], v, add, stride: channels };
+            // SAFETY: the caller vouches for the instruction set.
+            unsafe {
+                if len == S::LANES {
+                    finish::<S, true>(shared, &unit, column, products, kp, stats);
+                } else {
+                    finish::<S, false>(shared, &unit, column, products, kp, stats);
                 }
             }
+            c += S::LANES;
         }
     }
 }
@@ -360,7 +393,10 @@ unsafe fn finish<S: Simd, const FULL: bool>(
     // SAFETY: the caller vouches for the instruction set; scratch and bias are padded to whole vectors, the rest was checked.
     unsafe {
         let bias = get::<S, FULL>(bias, k, len);
-        let ab = epilogue.affine.as_ref().map(|(_, a, b)| (get::<S, FULL>(a, k, len), get::<S, FULL>(b, k, len)));
+        let ab = match &epilogue.affine {
+            Some((_, a, b)) => Some((get::<S, FULL>(a, k, len), get::<S, FULL>(b, k, len))),
+            None => None,
+        };
         for image in 0..unit.images {
             let (mut shift, mut sum, mut squares) = (S::splat(0.0), S::splat(0.0), S::splat(0.0));
             for p in image * per_image..(image + 1) * per_image {

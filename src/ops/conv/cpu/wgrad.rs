@@ -7,12 +7,11 @@
 
 use super::super::{ConvDims, Operand, Prologue, WeightGradients};
 use super::bands::{self, Band, Unit};
-use super::forward::take;
 use super::{expect, pack, shape_error};
 use crate::device::Memory;
-use crate::device::cpu::Cpu;
 use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::simd::{Kernel, Simd, dispatch};
+use crate::device::cpu::{Cpu, Isa};
 use crate::error::Result;
 
 /// Most partial sums: enough for many threads, few enough that their additions do not show.
@@ -30,11 +29,11 @@ struct Blocks {
 }
 
 impl Blocks {
-    fn of_lanes(pixels: usize) -> Self {
-        match pixels {
-            8 => Blocks { c3: 4, c1: 8 },
-            6 => Blocks { c3: 2, c1: 4 },
-            _ => Blocks { c3: 1, c1: 2 },
+    fn of(isa: Isa) -> Self {
+        match isa {
+            Isa::Avx512 => Blocks { c3: 4, c1: 8 },
+            Isa::Avx2 => Blocks { c3: 2, c1: 4 },
+            Isa::Portable => Blocks { c3: 1, c1: 2 },
         }
     }
 }
@@ -104,12 +103,7 @@ pub(super) fn wgrad<'a>(
     }
     let lanes = cpu.isa().lanes();
     let kp = pack::padded(k, lanes);
-    let pixels = match lanes {
-        16 => 8,
-        _ if cpu.isa() == crate::device::cpu::Isa::Avx2 => 6,
-        _ => 2,
-    };
-    let blocks = Blocks::of_lanes(pixels);
+    let blocks = Blocks::of(cpu.isa());
     let (main, res) = (Layout::new(d.side as usize, c, blocks), Layout::new(1, r, blocks));
     let units = bands::units(d);
     // A partial sum: main rows, residual rows, border sums; each [rows, kp], cut into tiles of k.
@@ -128,7 +122,7 @@ pub(super) fn wgrad<'a>(
     cpu.for_each(jobs, |(units, sums)| {
         sums.fill(0.0);
         for unit in units {
-            dispatch(isa, UnitKernel { shared: &shared, unit, sums });
+            run_unit(isa, &shared, unit, sums);
         }
     });
 
@@ -178,10 +172,29 @@ pub(super) fn wgrad<'a>(
     Ok(())
 }
 
+/// One unit, with its scratch: the bands of main input and residual, dy padded to whole vectors, one row of output channels.
 struct UnitKernel<'s, 'a> {
     shared: &'s Shared<'a>,
     unit: &'s Unit,
     sums: &'s mut [f32],
+    bands: [Band; 2],
+    res_dims: ConvDims,
+    scratch: [&'s mut [f32]; 4],
+}
+
+/// Runs one unit on this thread.
+fn run_unit(isa: Isa, shared: &Shared<'_>, unit: &Unit, sums: &mut [f32]) {
+    let d = &shared.d;
+    let k = d.k as usize;
+    let kp = pack::padded(k, isa.lanes());
+    // The residual as a 1x1 convolution of its own, for the band loader.
+    let res_dims = ConvDims { c0: d.r0, c1: d.r1, r0: 0, r1: 0, side: 1, ..*d };
+    let bands = [Band::new(d, d.c(), shared.main.block), Band::new(&res_dims, d.r(), shared.res.block)];
+    let res_len = if shared.residual.is_some() { bands[1].len(unit) } else { 0 };
+    let dy_len = if k == kp { 0 } else { unit.pixels(d) * kp };
+    with_scratch([bands[0].len(unit), res_len, dy_len, kp], |scratch| {
+        dispatch(isa, UnitKernel { shared, unit, sums, bands, res_dims, scratch });
+    });
 }
 
 impl Kernel for UnitKernel<'_, '_> {
@@ -189,87 +202,95 @@ impl Kernel for UnitKernel<'_, '_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Shared { d, input, prologue, residual, dy, main, res } = self.shared;
-        let (unit, k) = (self.unit, d.k as usize);
-        let kp = pack::padded(k, S::LANES);
-        let n = unit.pixels(d);
-        let first = unit.first_pixel(d);
-        let band = Band::new(d, d.c(), main.block);
-        // The residual as a 1x1 convolution of its own, for the band loader.
-        let res_dims = ConvDims { c0: d.r0, c1: d.r1, r0: 0, r1: 0, side: 1, ..*d };
-        let res_band = Band::new(&res_dims, d.r(), res.block);
-        let mut rest = self.sums;
-        let main_sums = take(&mut rest, main.rows() * kp);
-        let res_sums = take(&mut rest, res.rows() * kp);
-        let border = rest;
+        let UnitKernel { shared, unit, sums, bands: [band, res_band], res_dims, scratch } = self;
+        let Shared { d, input, prologue, residual, dy, main, res } = shared;
+        let [buf, res_buf, dy_buf, row_sum] = scratch;
+        let (k, n, first) = (d.k as usize, unit.pixels(d), unit.first_pixel(d));
+        let kp = row_sum.len();
+        let (main_sums, rest) = sums.split_at_mut(main.rows() * kp);
+        let (res_sums, border) = rest.split_at_mut(res.rows() * kp);
         let dy = &dy[first * k..(first + n) * k];
-        let res_len = if residual.is_some() { res_band.len(unit) } else { 0 };
-        let dy_len = if k == kp { 0 } else { n * kp };
-        with_scratch([band.len(unit), res_len, dy_len, kp], |[buf, res_buf, dy_buf, row_sum]| {
-            // SAFETY: the caller vouches for the instruction set; the geometry below stays inside band, dy and sums.
-            unsafe {
-                bands::load::<S>(d, unit, &band, input, prologue, buf);
-                if let Some(r) = residual {
-                    bands::load::<S>(&res_dims, unit, &res_band, r, &Prologue::none(), res_buf);
-                }
-                let dy: &[f32] = if k == kp {
-                    dy
-                } else {
-                    for (dst, src) in dy_buf.chunks_exact_mut(kp).zip(dy.chunks_exact(k)) {
-                        dst[..k].copy_from_slice(src);
-                        dst[k..].fill(0.0);
-                    }
-                    dy_buf
-                };
-                add_border_sums(d, unit, dy, row_sum, border);
-                let rows = unit.images * unit.rows;
-                let sub = (SUB_PIXELS / d.w as usize).max(1);
-                for row in (0..rows).step_by(sub) {
-                    let part = row..(row + sub).min(rows);
-                    let geometry = Geometry { d, unit, dy, kp, part };
-                    geometry.accumulate::<S>(&band, buf, main, main_sums);
-                    if residual.is_some() {
-                        geometry.accumulate::<S>(&res_band, res_buf, res, res_sums);
-                    }
-                }
+        // SAFETY: the caller vouches for the instruction set; the geometry below stays inside band, dy and sums.
+        unsafe {
+            bands::load::<S>(d, unit, &band, input, prologue, buf);
+            if let Some(r) = residual {
+                bands::load::<S>(&res_dims, unit, &res_band, r, &Prologue::none(), res_buf);
             }
-        });
+            let dy: &[f32] = if k == kp {
+                dy
+            } else {
+                for p in 0..n {
+                    dy_buf[p * kp..p * kp + k].copy_from_slice(&dy[p * k..(p + 1) * k]);
+                    dy_buf[p * kp + k..(p + 1) * kp].fill(0.0);
+                }
+                dy_buf
+            };
+            border_sums::<S>(d, unit, dy, row_sum, border);
+            let rows = unit.images * unit.rows;
+            let sub = if d.w as usize >= SUB_PIXELS { 1 } else { SUB_PIXELS / d.w as usize };
+            let mut row = 0;
+            while row < rows {
+                let end = if row + sub < rows { row + sub } else { rows };
+                let geometry = Geometry { d, unit, dy, kp, row, end };
+                geometry.accumulate::<S>(&band, buf, main, main_sums);
+                if residual.is_some() {
+                    geometry.accumulate::<S>(&res_band, res_buf, res, res_sums);
+                }
+                row = end;
+            }
+        }
     }
 }
 
 /// border[t, k] += dy over the pixels whose tap t is inside the picture: the sum of a row serves all its taps, less the first
 /// or last pixel where the tap lies left or right of it.
 #[inline(always)]
-fn add_border_sums(d: &ConvDims, unit: &Unit, dy: &[f32], row_sum: &mut [f32], border: &mut [f32]) {
+unsafe fn border_sums<S: Simd>(d: &ConvDims, unit: &Unit, dy: &[f32], row_sum: &mut [f32], border: &mut [f32]) {
     let (w, h, side, kp) = (d.w as usize, d.h as usize, d.side as usize, row_sum.len());
-    for (i, row) in dy.chunks_exact(w * kp).enumerate() {
+    let halo = side / 2;
+    for i in 0..unit.images * unit.rows {
+        let row = &dy[i * w * kp..(i + 1) * w * kp];
         let y = unit.row + i % unit.rows;
-        row_sum.fill(0.0);
-        for dy in row.chunks_exact(kp) {
-            row_sum.iter_mut().zip(dy).for_each(|(sum, dy)| *sum += dy);
-        }
-        for t in 0..side * side {
-            let (r, s) = (t / side, t % side);
-            if !(side / 2..h + side / 2).contains(&(y + r)) {
-                continue;
+        let mut k = 0;
+        while k < kp {
+            // SAFETY: the caller vouches for the instruction set; kp is a whole number of vectors, rows hold w * kp elements,
+            // border taps * kp.
+            unsafe {
+                let mut sum = S::splat(0.0);
+                for q in 0..w {
+                    sum = S::add(sum, S::load(row.as_ptr().add(q * kp + k)));
+                }
+                let left = S::load(row.as_ptr().add(k));
+                let right = S::load(row.as_ptr().add((w - 1) * kp + k));
+                for t in 0..side * side {
+                    let (r, s) = (t / side, t % side);
+                    if y + r < halo || y + r >= h + halo {
+                        continue;
+                    }
+                    let at = border.as_mut_ptr().add(t * kp + k);
+                    let mut inside = sum;
+                    if s < halo {
+                        inside = S::sub(inside, left);
+                    }
+                    if s > halo {
+                        inside = S::sub(inside, right);
+                    }
+                    S::store(at, S::add(S::load(at), inside));
+                }
             }
-            let border = &mut border[t * kp..(t + 1) * kp];
-            border.iter_mut().zip(row_sum.iter()).for_each(|(b, sum)| *b += sum);
-            if s != side / 2 {
-                let outside = if s == 0 { &row[..kp] } else { &row[(w - 1) * kp..] };
-                border.iter_mut().zip(outside).for_each(|(b, dy)| *b -= dy);
-            }
+            k += S::LANES;
         }
     }
 }
 
-/// A sub-band of the unit: rows `part` of its images, counted through.
+/// A sub-band of the unit: rows `row..end` of its images, counted through.
 struct Geometry<'a> {
     d: &'a ConvDims,
     unit: &'a Unit,
     dy: &'a [f32],
     kp: usize,
-    part: std::ops::Range<usize>,
+    row: usize,
+    end: usize,
 }
 
 impl Geometry<'_> {
@@ -277,11 +298,14 @@ impl Geometry<'_> {
     unsafe fn accumulate<S: Simd>(&self, band: &Band, buf: &[f32], layout: &Layout, sums: &mut [f32]) {
         // SAFETY: passed on.
         unsafe {
-            for (k0, vectors) in pack::tiles(self.d.k as usize, S::LANES) {
+            let mut k0 = 0;
+            while k0 < self.kp {
+                let vectors = pack::tile_vectors(self.kp, k0, S::LANES);
                 let width = vectors * S::LANES;
                 let mut at = layout.rows() * k0;
                 for r in 0..layout.side {
-                    for c in (0..layout.c_padded).step_by(layout.block) {
+                    let mut c = 0;
+                    while c < layout.c_padded {
                         let len = layout.side * layout.block * width;
                         let block = &mut sums[at..at + len];
                         at += len;
@@ -299,8 +323,10 @@ impl Geometry<'_> {
                             (_, _, 2) => self.block::<S, 1, 2, 2>(band, buf, r, c, k0, block),
                             (_, _, _) => self.block::<S, 1, 2, 1>(band, buf, r, c, k0, block),
                         }
+                        c += layout.block;
                     }
                 }
+                k0 += width;
             }
         }
     }
@@ -323,19 +349,26 @@ impl Geometry<'_> {
         // SAFETY: as the function's contract says.
         unsafe {
             let sums = block.as_mut_ptr();
-            let at = |s: usize, i: usize, v: usize| ((s * CB + i) * CV + v) * S::LANES;
-            let mut acc: [[[S::V; CV]; CB]; TS] = std::array::from_fn(|s| {
-                std::array::from_fn(|i| std::array::from_fn(|v| S::load(sums.add(at(s, i, v)))))
-            });
-            for row in self.part.clone() {
+            let mut acc = [[[S::splat(0.0); CV]; CB]; TS];
+            for s in 0..TS {
+                for i in 0..CB {
+                    for v in 0..CV {
+                        acc[s][i][v] = S::load(sums.add(((s * CB + i) * CV + v) * S::LANES));
+                    }
+                }
+            }
+            for row in self.row..self.end {
                 let (image, y) = (row / self.unit.rows, row % self.unit.rows);
                 let mut x = buf.as_ptr().add(band.offset(self.unit, image, y + r, 0) + c);
                 let mut dy = self.dy.as_ptr().add(row * w * kp + k0);
                 for _ in 0..w {
-                    let g: [S::V; CV] = std::array::from_fn(|v| S::load(dy.add(v * S::LANES)));
+                    let mut g = [S::splat(0.0); CV];
+                    for (v, g) in g.iter_mut().enumerate() {
+                        *g = S::load(dy.add(v * S::LANES));
+                    }
                     for s in 0..TS {
                         for i in 0..CB {
-                            let b = S::splat(*x.add(s * pitch + i));
+                            let b = S::broadcast(x.add(s * pitch), i);
                             for v in 0..CV {
                                 acc[s][i][v] = S::fma(b, g[v], acc[s][i][v]);
                             }
@@ -348,7 +381,7 @@ impl Geometry<'_> {
             for (s, acc) in acc.iter().enumerate() {
                 for (i, acc) in acc.iter().enumerate() {
                     for (v, &a) in acc.iter().enumerate() {
-                        S::store(sums.add(at(s, i, v)), a);
+                        S::store(sums.add(((s * CB + i) * CV + v) * S::LANES), a);
                     }
                 }
             }
