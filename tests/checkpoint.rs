@@ -429,7 +429,7 @@ fn a_full_disk_leaves_the_earlier_checkpoint() {
     if let Some(folder) = std::env::var_os(CHILD) {
         let folder = Path::new(&folder);
         let filler = folder.with_file_name("filler");
-        let fill = || while_ok(&mut fs::File::create(&filler).unwrap());
+        let fill = || fill_up(&mut fs::File::create(&filler).unwrap());
         return save_until_it_is_full(folder, fill, "No space left on device");
     }
     // A small disk of its own, in a namespace that needs no privileges where the system allows such.
@@ -463,7 +463,7 @@ fn a_full_disk_leaves_the_earlier_checkpoint() {
 }
 
 /// Fills the disk to the last byte.
-fn while_ok(file: &mut fs::File) {
+fn fill_up(file: &mut fs::File) {
     for size in [1 << 16, 1] {
         while file.write_all(&vec![7; size]).is_ok() {}
     }
