@@ -11,6 +11,7 @@
 pub mod checkpoint;
 pub mod interrupt;
 pub mod metrics_log;
+mod palette;
 pub mod picture;
 pub mod progress;
 pub mod run_dir;

@@ -1,13 +1,12 @@
 //! Pictures out: from values to bytes, grids, PNG files and GIF animations.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::path::Path;
 
-use color_quant::NeuQuant;
 use image::{ExtendedColorType, ImageEncoder};
 
 use crate::error::{Error, Result};
+use crate::train::palette::quantise;
 use crate::train::run_dir::write_atomic;
 
 /// Light grey between the pictures of a grid.
@@ -206,7 +205,7 @@ pub fn gif_bytes(frames: &[Picture], delay_ms: u32, last_hold_ms: u32) -> Result
         let ms = if i + 1 == frames.len() { last_hold_ms } else { delay_ms };
         let (palette, indices) = quantise(&frame.rgb(), frame.width);
         let frame = gif::Frame {
-            delay: u16::try_from((ms + 5) / 10).unwrap_or(u16::MAX),
+            delay: u16::try_from(ms.saturating_add(5) / 10).unwrap_or(u16::MAX),
             width,
             height,
             palette: Some(palette),
@@ -217,51 +216,4 @@ pub fn gif_bytes(frames: &[Picture], delay_ms: u32, last_hold_ms: u32) -> Result
     }
     drop(encoder);
     Ok(bytes)
-}
-
-/// A palette of at most 256 colours and each pixel's index. Exact where the picture has no more colours than that; else a NeuQuant
-/// palette with the error of each pixel spread over its neighbours (Floyd and Steinberg), so that soft gradients do not band.
-fn quantise(rgb: &[u8], width: usize) -> (Vec<u8>, Vec<u8>) {
-    let mut counts: HashMap<[u8; 3], usize> = HashMap::new();
-    for p in rgb.chunks_exact(3) {
-        *counts.entry([p[0], p[1], p[2]]).or_default() += 1;
-    }
-    if counts.len() <= 256 {
-        let mut colours: Vec<[u8; 3]> = counts.into_keys().collect();
-        colours.sort_unstable();
-        let index: HashMap<[u8; 3], u8> = colours.iter().enumerate().map(|(i, &c)| (c, i as u8)).collect();
-        let indices = rgb.chunks_exact(3).map(|p| index[&[p[0], p[1], p[2]]]).collect();
-        return (colours.concat(), indices);
-    }
-    // Sampling all pixels is slow on large frames and no better; the factor keeps some 200,000.
-    let rgba: Vec<u8> = rgb.chunks_exact(3).flat_map(|p| [p[0], p[1], p[2], 255]).collect();
-    let sample = (rgba.len() / 4 / 200_000).clamp(1, 30) as i32;
-    let network = NeuQuant::new(sample, 256, &rgba);
-    let palette = network.color_map_rgb();
-    let indices = dither(rgb, width, &network, &palette);
-    (palette, indices)
-}
-
-fn dither(rgb: &[u8], width: usize, network: &NeuQuant, palette: &[u8]) -> Vec<u8> {
-    // Errors carried into this row and the next, in sixteenths, with a column of slack on both sides.
-    let mut here = vec![[0i32; 3]; width + 2];
-    let mut below = vec![[0i32; 3]; width + 2];
-    let mut indices = Vec::with_capacity(rgb.len() / 3);
-    for row in rgb.chunks_exact(width * 3) {
-        for (x, pixel) in row.chunks_exact(3).enumerate() {
-            let wanted: [i32; 3] = std::array::from_fn(|c| (i32::from(pixel[c]) + here[x + 1][c] / 16).clamp(0, 255));
-            let index = network.index_of(&[wanted[0] as u8, wanted[1] as u8, wanted[2] as u8, 255]);
-            indices.push(index as u8);
-            for c in 0..3 {
-                let error = wanted[c] - i32::from(palette[index * 3 + c]);
-                here[x + 2][c] += error * 7;
-                below[x][c] += error * 3;
-                below[x + 1][c] += error * 5;
-                below[x + 2][c] += error;
-            }
-        }
-        std::mem::swap(&mut here, &mut below);
-        below.fill([0; 3]);
-    }
-    indices
 }
