@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use crate::support::apart;
 use ddim_engine::data::{self, DataSpec, Silent, render_procedural, render_procedural_one};
 use sha2::{Digest, Sha256};
 
@@ -31,7 +32,7 @@ fn the_recipe_has_not_changed() {
     render_procedural(0, 0, 32, 3, &mut many);
     assert_eq!(format!("{:x}", Sha256::digest(&many)), RECIPE_1);
 }
-const RECIPE_1: &str = "PENDING";
+const RECIPE_1: &str = "fff776e63175588ca58e7aba499d315e015dfb2e5a9c09a89d14a66014064893";
 
 #[test]
 fn channels_agree() {
@@ -41,7 +42,8 @@ fn channels_agree() {
             let luma = 0.2126 * f32::from(c[0]) + 0.7152 * f32::from(c[1]) + 0.0722 * f32::from(c[2]);
             assert!((f32::from(*g) - luma).abs() <= 0.51);
             match a[3] {
-                255 => assert_eq!(a[..3], *c, "covered pixels are those of the picture"),
+                // An alpha that rounds to 255 may hide a trace of the background.
+                255 => assert!(apart(&a[..3], c) <= 2, "covered pixels are those of the picture: {a:?} {c:?}"),
                 0 => assert_eq!(a[..3], [255; 3], "the cut-out background is white"),
                 _ => {}
             }
