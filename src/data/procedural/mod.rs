@@ -47,13 +47,15 @@ pub fn render_one(seed: u64, index: u64, size: usize, channels: usize, out: &mut
                 weight += share;
                 cover += alpha;
             }
-            let rgb = if weight > 0.0 { sum.map(|v| byte(v / weight)) } else { [255; 3] };
+            let alpha = byte(cover / (fold * fold) as f32);
+            // What rounds to fully transparent is white, so that one background has one value.
+            let rgb = if cut_out && alpha == 0 { [255; 3] } else { sum.map(|v| byte(v / weight)) };
             match out {
                 [grey] => *grey = luma(rgb[0], rgb[1], rgb[2]),
                 [r, g, b] => [*r, *g, *b] = rgb,
                 [r, g, b, a] => {
                     [*r, *g, *b] = rgb;
-                    *a = byte(cover / (fold * fold) as f32);
+                    *a = alpha;
                 }
                 _ => {}
             }

@@ -56,6 +56,8 @@ pub(super) fn pixel(scene: &Scene, x: f32, y: f32, pixel: f32, cut_out: bool) ->
     if cut_out {
         colour = if cover > 0.0 { scale(colour, 1.0 / cover) } else { [1.0; 3] };
     } else if !layers.full() {
+        // Far behind: the flower's shadow hardly reaches it.
+        layers.light = 0.7 + 0.3 * layers.light;
         layers.add(background(scene, x, y), 1.0);
         colour = layers.colour;
     }

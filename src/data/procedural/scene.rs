@@ -477,8 +477,8 @@ fn flower(draw: &mut Draw, kind: Kind, radius: f32, depth: f32) -> (Vec<Ring>, H
             ));
         }
         Kind::Poppy => {
-            habit.count = draw.count(2, 3);
-            habit.half_width = if habit.count == 2 { draw.range(0.78, 0.92) } else { draw.range(0.58, 0.72) };
+            habit.count = 3; // two rings of two look like a propeller
+            habit.half_width = draw.range(0.56, 0.72);
             (habit.foot, habit.tip) = (draw.count(2, 3) as u32, 2);
             habit.notch = draw.range(0.0, 0.06);
             let blotch = if pale || draw.chance(0.4) { golden } else { [0.10, 0.05, 0.09] };
