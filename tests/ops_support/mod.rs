@@ -2,6 +2,8 @@
 //! measures, and the list of CPUs (instruction set by number of threads) that every case runs on.
 #![allow(dead_code)] // each test file uses a part
 
+pub mod conv_case;
+
 use ddim_engine::device::Memory;
 use ddim_engine::device::cpu::{Cpu, Isa};
 use ddim_engine::error::{Error, Result};
