@@ -8,7 +8,7 @@ use ops_support::conv_case::{ConvSpec, Operands, Slot, WgradResults};
 use ops_support::{Cpus, Fill, assert_scaled, dot, norm, to_f64};
 use proptest::prelude::*;
 
-/// |<a, b> - <c, d>| relative to the sizes of what was multiplied. Measured: at most 1.4e-7.
+/// Relative to the sizes of what was added or multiplied. Measured: at most 3.2e-7 (linear), 4.5e-8 (adjoints).
 const TOLERANCE: f64 = 1e-6;
 
 fn extents() -> impl Strategy<Value = ConvDims> {

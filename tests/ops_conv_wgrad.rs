@@ -7,9 +7,10 @@ use ddim_engine::ops::conv::{Conv, ConvDims};
 use ops_support::conv_case::{ConvSpec, Operands, Slot, WgradResults};
 use ops_support::{CHANNELS, Cpus, Fill, assert_close_f64, assert_scaled, assert_shape_error, norm, to_f64};
 
-/// Relative 2-norm for sums over `pixels` pixels.
+/// Relative 2-norm for sums over `pixels` pixels. Measured: at most 1.3e-7 below 50 pixels, 2.5e-7 below 200, 3.3e-7 below 600,
+/// 4.9e-7 at 8192 (partial sums).
 fn tolerance(pixels: usize) -> f64 {
-    1e-6 + 1e-7 * (pixels as f64).sqrt()
+    (2e-7 + 2e-8 * (pixels as f64).sqrt()).min(1e-6)
 }
 
 /// A case: its options, operands, what it accumulates on, and the truth.

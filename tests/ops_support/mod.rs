@@ -4,6 +4,8 @@
 
 pub mod conv_case;
 
+use std::ops::Range;
+
 use ddim_engine::device::Memory;
 use ddim_engine::device::cpu::{Cpu, Isa};
 use ddim_engine::error::{Error, Result};
@@ -158,6 +160,16 @@ impl<B: Memory> Guarded<B> {
     pub fn view_mut(&mut self) -> B::SliceMut<'_> {
         let [view] = B::slices_mut(&mut self.buffer, [self.lead..self.lead + self.len]);
         view
+    }
+
+    /// What the operation wrote, for the next operation.
+    pub fn view(&self) -> B::Slice<'_> {
+        self.part(0..self.len)
+    }
+
+    /// A part of it.
+    pub fn part(&self, range: Range<usize>) -> B::Slice<'_> {
+        B::slice(&self.buffer, self.lead + range.start..self.lead + range.end)
     }
 
     /// The results. Refuses a changed canary.
