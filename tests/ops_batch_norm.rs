@@ -229,31 +229,23 @@ fn backward_against_the_textbook() {
         let (x, dy) = (HostOperand::one(&block.batch.x), to_f64(&block.dy));
         let sums = conv_truth::wgrad(&block.joined(), x, hat, None, &dy);
         cpus.check(&format!("{:?}", block.conv), |cpu, name| {
-            let dw_hat = Input::new(cpu, &to_f32(&sums.dw));
-            let border_sums = Input::new(cpu, &to_f32(&sums.border_sums));
-            let coefficients = Input::new(cpu, &to_f32(&coefficients));
-            let got = backward(cpu, &block, dw_hat.view(), border_sums.view(), coefficients.view());
-            let got = got.map(|g| g.read(cpu));
+            let inputs = [&sums.dw, &sums.border_sums, &coefficients].map(|v| Guarded::from(cpu, &to_f32(v)));
+            let got = backward(cpu, &block, inputs.each_ref()).map(|g| g.read(cpu));
             block.check_gradients(name, got.each_ref().map(Vec::as_slice), &want);
             got.concat()
         });
     }
 }
 
-/// (dw, dgamma, dbeta, ab) of a device.
-fn backward<'a, B: BatchNorm>(
-    backend: &B,
-    block: &Block,
-    dw_hat: B::Slice<'a>,
-    border_sums: B::Slice<'a>,
-    coefficients: B::Slice<'a>,
-) -> [Guarded<B>; 4] {
+/// (dw, dgamma, dbeta, ab) of a device, from D, B and the coefficients.
+fn backward<B: BatchNorm>(backend: &B, block: &Block, inputs: [&Guarded<B>; 3]) -> [Guarded<B>; 4] {
     let [w, gamma, beta] = [&block.w, &block.batch.gamma, &block.batch.beta].map(|v| Input::<B>::new(backend, v));
     let [mut dw, mut dgamma, mut dbeta] = block.before.each_ref().map(|v| Guarded::from(backend, v));
     let mut ab = Guarded::output(backend, 2 * block.conv.c());
     {
         let params = AffineParams { gamma: gamma.view(), beta: beta.view() };
         let (taps, k) = (block.conv.taps(), block.conv.k as usize);
+        let [dw_hat, border_sums, coefficients] = inputs.map(Guarded::view);
         let input = BackwardInput { w: w.view(), dw_hat, border_sums, coefficients, params, taps, k };
         let out =
             BackwardOutput { dw: dw.view_mut(), dgamma: dgamma.view_mut(), dbeta: dbeta.view_mut(), ab: ab.view_mut() };
@@ -293,7 +285,7 @@ fn chain<B: BatchNorm + Conv>(backend: &B, name: &str, block: &Block, want: &tru
     };
     let hat = Prologue { affine: Some((rows(row::RSTD), rows(row::XHAT_SHIFT))), silu: false };
     backend.conv_wgrad(d, x, hat, None, dy.view(), out).unwrap();
-    let gradients = backward(backend, block, dw_hat.view(), border_sums.view(), coefficients.view());
+    let gradients = backward(backend, block, [&dw_hat, &border_sums, &coefficients]);
     let got = gradients.each_ref().map(|g| g.read(backend));
     block.check_gradients(name, got.each_ref().map(Vec::as_slice), want);
 

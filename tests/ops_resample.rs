@@ -158,9 +158,9 @@ fn stats_survive_a_large_mean() {
 #[test]
 fn the_reference_against_pencil_and_paper() {
     let d = ResampleDims { n: 1, h: 2, w: 6, c: 1 };
-    let row = [0.0, 1.0, 3.0, 5.0, 5.5, 6.0]; // of 0, 4, 6
+    let row = [0.0, 1.0, 3.0, 4.5, 5.5, 6.0]; // of 0, 4, 6
     assert_eq!(upsample_truth::forward(&d, &[0.0, 4.0, 6.0]), [row, row].concat());
-    assert_eq!(pool_truth::forward(&d, &[[1.0; 6], row].concat()), [0.75, 2.5, 3.375]);
+    assert_eq!(pool_truth::forward(&d, &[[1.0; 6], row].concat()), [0.75, 2.375, 3.375]);
 }
 
 #[test]

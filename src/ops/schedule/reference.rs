@@ -2,10 +2,11 @@
 
 use super::{LINEAR_STEPS, ScheduleDims};
 
-/// (signal rate, noise rate) at time t in [0, 1].
+/// (signal rate, noise rate) at time t in [0, 1]. The step of the linear schedule is taken in f32, as PyTorch takes it.
 pub fn rates(dims: &ScheduleDims, t: f64) -> (f64, f64) {
     if dims.linear == 1 {
-        let bar = alpha_bar((t * (LINEAR_STEPS - 1) as f64).floor() as usize).clamp(dims.min_signal, dims.max_signal);
+        let step = (t as f32 * (LINEAR_STEPS - 1) as f32).floor();
+        let bar = alpha_bar(step as usize).clamp(dims.min_signal, dims.max_signal);
         (bar.sqrt(), (1.0 - bar).sqrt())
     } else {
         let (start, end) = (dims.max_signal.acos(), dims.min_signal.acos());
