@@ -20,5 +20,6 @@ pub mod error;
 pub mod model;
 pub mod ops;
 pub mod rng;
+pub mod sample;
 pub mod tensor;
 pub mod train;

@@ -45,6 +45,6 @@ impl Args {
         let config = Config::resolve(&settings.layers())?;
         let threads = device.threads(config.workers);
         print::stderr(&device.choose(threads)?);
-        run::bench_step(run::BenchOptions { config, threads, repeat: repeat as usize, json })
+        run::bench_step(&run::BenchOptions { config, threads, repeat: repeat as usize, json })
     }
 }

@@ -44,6 +44,6 @@ impl Args {
             return Err(Error::input(file, format!("{what}; expected a reference file (.safetensors)")));
         }
         print::stderr(&device);
-        run::check(run::CheckOptions { files: self.files, precision, threads })
+        run::check(&run::CheckOptions { files: self.files, precision, threads })
     }
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ddim_engine::error::{Error, Result};
+use ddim_engine::sample::SampleOptions;
 
 use super::device::DeviceArgs;
 use super::{print, run};
@@ -72,7 +73,7 @@ impl Args {
             return Err(Error::input(&self.source, what));
         }
         print::stderr(&device);
-        run::sample(run::SampleOptions {
+        let options = SampleOptions {
             source: self.source,
             count: self.count as usize,
             steps: self.steps as usize,
@@ -81,9 +82,9 @@ impl Args {
             individual: self.individual,
             gif: self.gif,
             batch: self.batch as usize,
-            weights: self.weights,
-            threads,
-        })
+            weights: self.weights.into(),
+        };
+        run::sample(&options, threads)
     }
 }
 

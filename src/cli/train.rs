@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use ddim_engine::config::{Config, Layers, PRESETS};
 use ddim_engine::error::{Error, Result};
+use ddim_engine::train::trainer::TrainOptions;
 
 use super::device::DeviceArgs;
 use super::{print, run};
@@ -129,15 +130,16 @@ impl Args {
         if !self.quiet {
             print::stderr(&device);
         }
-        run::train(run::TrainOptions {
+        let options = TrainOptions {
             preset_name: layers.preset_name().to_string(),
             config,
             run_dir: self.run_dir,
             resume: self.resume,
             data_dir: self.data_dir,
             quiet: self.quiet,
-            threads,
-        })
+            device,
+        };
+        run::train(options, threads)
     }
 }
 

@@ -111,6 +111,7 @@ pub const KEYS: &[Key] = &[
     key("valid_fraction", "share of the pictures kept for validation", real(0.0, 0.9)),
     key("normalize_batches", "batches that give mean and deviation", integer(1, 1_000_000)),
     key("ema_decay", "average of the weights, for samples; 0: off", Kind::Decay),
+    key("eval_every", "steps between validations; 0 is each epoch", integer(0, 1_000_000_000)),
     key("sample_count", "pictures in the grid after an epoch", integer(0, 10_000)),
     key("sample_steps", "sampler's grid: network calls plus one", integer(2, 10_000)),
     key("workers", "threads; 0: one per core; same results", integer(0, 1024)),

@@ -131,6 +131,8 @@ pub struct Config {
     pub normalize_batches: usize,
     /// Decay of the exponential moving average of the weights; 0 switches it off.
     pub ema_decay: f64,
+    /// Steps between validations; 0 validates at the end of each epoch.
+    pub eval_every: usize,
     /// Pictures in the sample grid after every epoch.
     pub sample_count: usize,
     /// Grid points of the sampler, network calls plus one.
@@ -178,6 +180,7 @@ impl Config {
             valid_fraction: 0.2,
             normalize_batches: 55,
             ema_decay: 0.0,
+            eval_every: 0,
             sample_count: 36,
             sample_steps: 20,
             workers: 0,

@@ -18,3 +18,4 @@ pub mod run_dir;
 pub mod state;
 pub mod tensor_file;
 pub mod tensorboard;
+pub mod trainer;

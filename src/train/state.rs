@@ -28,6 +28,8 @@ pub struct TrainState<B: Backend> {
     v: B::Buffer,
     /// Moving average of the weights, where the configuration asks for one.
     pub ema: Option<B::Buffer>,
+    /// Moving average of the running statistics, beside `ema`: weights and the statistics they were seen with belong together.
+    ema_running: Vec<f32>,
     /// Optimiser steps taken.
     pub step: u64,
     lr: f64,
@@ -74,6 +76,7 @@ impl<B: Backend> TrainState<B> {
             m: zeros()?,
             v: zeros()?,
             ema: if config.ema_decay > 0.0 { Some(zeros()?) } else { None },
+            ema_running: Vec::new(),
             step: 0,
             lr: config.lr,
             weight_decay: config.weight_decay,
@@ -92,9 +95,9 @@ impl<B: Backend> TrainState<B> {
     /// The device failed.
     pub fn restart_ema(&mut self, backend: &B) -> Result<()> {
         if let Some(ema) = &mut self.ema {
-            let mut host = vec![0.0; B::buffer_len(&self.weights.params)];
-            backend.download(B::all(&self.weights.params), &mut host)?;
+            let host = download_all(backend, &self.weights.params)?;
             backend.upload(&host, B::all_mut(ema))?;
+            self.ema_running = download_all(backend, &self.weights.running)?;
         }
         Ok(())
     }
@@ -179,6 +182,13 @@ impl<B: Backend> TrainState<B> {
         };
         backend.adam_step(&params, state)?;
         self.weights.touch();
+        if self.ema.is_some() {
+            let decay = params.ema_decay as f32;
+            let running = download_all(backend, &self.weights.running)?;
+            for (ema, new) in self.ema_running.iter_mut().zip(running) {
+                *ema = decay * *ema + (1.0 - decay) * new;
+            }
+        }
         Ok(())
     }
 
@@ -205,12 +215,16 @@ impl<B: Backend> TrainState<B> {
         Ok(Predictions { noisy, noise, image, rates })
     }
 
-    /// Weights for sampling: the moving average where there is one.
+    /// A copy of the weights for sampling: the moving average where there is one.
     ///
     /// # Errors
     /// Out of memory, or the device failed.
     pub fn sampling_weights(&self, backend: &B) -> Result<Weights<B>> {
-        self.weights.with_params(backend, self.ema.as_ref().unwrap_or(&self.weights.params))
+        let mut copy = self.weights.with_params(backend, self.ema.as_ref().unwrap_or(&self.weights.params))?;
+        if self.ema.is_some() {
+            backend.upload(&self.ema_running, B::all_mut(&mut copy.running))?;
+        }
+        Ok(copy)
     }
 
     /// Moments and moving average by name, for a checkpoint.
@@ -225,6 +239,12 @@ impl<B: Backend> TrainState<B> {
                 tensors.push(NamedTensor { name, shape, data: values.to_vec() });
                 Ok(())
             })?;
+        }
+        if self.ema.is_some() {
+            for spec in self.net.layout.specs().iter().filter(|s| !s.learned) {
+                let (name, shape) = (format!("ema.{}", spec.name), spec.shape.file_shape());
+                tensors.push(NamedTensor { name, shape, data: self.ema_running[spec.range.clone()].to_vec() });
+            }
         }
         Ok(tensors)
     }
@@ -265,8 +285,20 @@ impl<B: Backend> TrainState<B> {
                 load_flat(backend, spec, find(tensors, &name, &spec.shape.file_shape())?, buffer)?;
             }
         }
+        if self.ema.is_some() {
+            for spec in layout.specs().iter().filter(|s| !s.learned) {
+                let values = find(tensors, &format!("ema.{}", spec.name), &spec.shape.file_shape())?;
+                self.ema_running[spec.range.clone()].copy_from_slice(values);
+            }
+        }
         Ok(())
     }
+}
+
+fn download_all<B: Backend>(backend: &B, buffer: &B::Buffer) -> Result<Vec<f32>> {
+    let mut host = vec![0.0; B::buffer_len(buffer)];
+    backend.download(B::all(buffer), &mut host)?;
+    Ok(host)
 }
 
 /// What [`TrainState::predict`] gives.
