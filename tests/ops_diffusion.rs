@@ -44,7 +44,16 @@ fn schedules_and_embedding() {
     for (linear, embed_signal) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
         for (n, e) in [(times.len(), 32), (1, 2), (2, 4), (3, 6), (5, 34), (7, 64)] {
             for (min_signal, max_signal) in [(0.02, 0.95), (0.0, 1.0), (0.3, 0.4)] {
-                let dims = ScheduleDims { min_signal, max_signal, n: n as u32, e, linear, embed_signal };
+                let dims = ScheduleDims {
+                    min_signal,
+                    max_signal,
+                    n: n as u32,
+                    e,
+                    linear,
+                    embed_signal,
+                    single: 0,
+                    reserved: 0,
+                };
                 let times = &times[..n];
                 let (want_rates, want_embedding) = schedule_truth::schedule(&dims, &to_f64(times));
                 cpus.check(&format!("{dims:?}"), |cpu, name| {
@@ -68,7 +77,16 @@ fn schedules_and_embedding() {
 #[test]
 fn known_rates() {
     let rates = |linear, t| {
-        let dims = ScheduleDims { min_signal: 0.02, max_signal: 0.95, n: 1, e: 2, linear, embed_signal: 0 };
+        let dims = ScheduleDims {
+            min_signal: 0.02,
+            max_signal: 0.95,
+            n: 1,
+            e: 2,
+            linear,
+            embed_signal: 0,
+            single: 0,
+            reserved: 0,
+        };
         schedule_truth::rates(&dims, t)
     };
     assert!((rates(0, 0.0).0 - 0.95).abs() < 1e-15 && (rates(0, 1.0).0 - 0.02).abs() < 1e-15);
@@ -254,7 +272,16 @@ fn wrong_lengths_are_errors() {
     let cpus = Cpus::new();
     let cpu = cpus.best();
     let schedule = |e: u32, lengths: [usize; 4]| {
-        let dims = ScheduleDims { min_signal: 0.02, max_signal: 0.95, n: 3, e, linear: 0, embed_signal: 0 };
+        let dims = ScheduleDims {
+            min_signal: 0.02,
+            max_signal: 0.95,
+            n: 3,
+            e,
+            linear: 0,
+            embed_signal: 0,
+            single: 0,
+            reserved: 0,
+        };
         let times = Input::new(cpu, &vec![0.5; lengths[0]]);
         let [mut rates, mut embedding, mut stats] = [1, 2, 3].map(|i| Guarded::output(cpu, lengths[i]));
         let (rates, embedding, stats) = (rates.view_mut(), embedding.view_mut(), stats.view_mut());
@@ -348,7 +375,7 @@ proptest! {
     fn rates_are_on_the_circle(times in prop::collection::vec(0f32..=1.0, 1..20), linear in 0u32..2) {
         let cpus = Cpus::new();
         let n = times.len() as u32;
-        let dims = ScheduleDims { min_signal: 0.02, max_signal: 0.95, n, e: 8, linear, embed_signal: 0 };
+        let dims = ScheduleDims { min_signal: 0.02, max_signal: 0.95, n, e: 8, linear, embed_signal: 0, single: 0, reserved: 0 };
         let [rates, ..] = run_schedule(cpus.best(), &dims, &times);
         for pair in to_f64(&rates).chunks_exact(2) {
             prop_assert!((pair[0].powi(2) + pair[1].powi(2) - 1.0).abs() < 3e-7);

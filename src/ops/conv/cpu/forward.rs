@@ -246,18 +246,28 @@ impl Kernel for UnitKernel<'_, '_> {
     }
 }
 
-/// Picks the register block: constants of `S` decide, so only two of the arms remain after compilation.
+/// Picks the register block of the instruction set.
 #[inline(always)]
 unsafe fn block<S: Simd>(vectors: usize, segs: &[Segment<'_>], p: usize, w: *const f32, out: *mut f32, kp: usize) {
     // SAFETY: passed on.
     unsafe {
-        match (S::PIXELS, vectors) {
-            (8, 2) => product::<S, 8, 2>(segs, p, w, out, kp),
-            (8, _) => product::<S, 8, 1>(segs, p, w, out, kp),
-            (6, 2) => product::<S, 6, 2>(segs, p, w, out, kp),
-            (6, _) => product::<S, 6, 1>(segs, p, w, out, kp),
-            (_, 2) => product::<S, 2, 2>(segs, p, w, out, kp),
-            (_, _) => product::<S, 2, 1>(segs, p, w, out, kp),
+        // Conditions on constants, not a match of tuples: what is not taken is then not even compiled.
+        if S::PIXELS == 8 {
+            if vectors == 2 {
+                product::<S, 8, 2>(segs, p, w, out, kp);
+            } else {
+                product::<S, 8, 1>(segs, p, w, out, kp);
+            }
+        } else if S::PIXELS == 6 {
+            if vectors == 2 {
+                product::<S, 6, 2>(segs, p, w, out, kp);
+            } else {
+                product::<S, 6, 1>(segs, p, w, out, kp);
+            }
+        } else if vectors == 2 {
+            product::<S, 2, 2>(segs, p, w, out, kp);
+        } else {
+            product::<S, 2, 1>(segs, p, w, out, kp);
         }
     }
 }

@@ -309,24 +309,40 @@ impl Geometry<'_> {
                         let len = layout.side * layout.block * width;
                         let block = &mut sums[at..at + len];
                         at += len;
-                        match (layout.side, S::PIXELS, vectors) {
-                            (3, 8, 2) => self.block::<S, 3, 4, 2>(band, buf, r, c, k0, block),
-                            (3, 8, _) => self.block::<S, 3, 4, 1>(band, buf, r, c, k0, block),
-                            (_, 8, 2) => self.block::<S, 1, 8, 2>(band, buf, r, c, k0, block),
-                            (_, 8, _) => self.block::<S, 1, 8, 1>(band, buf, r, c, k0, block),
-                            (3, 6, 2) => self.block::<S, 3, 2, 2>(band, buf, r, c, k0, block),
-                            (3, 6, _) => self.block::<S, 3, 2, 1>(band, buf, r, c, k0, block),
-                            (_, 6, 2) => self.block::<S, 1, 4, 2>(band, buf, r, c, k0, block),
-                            (_, 6, _) => self.block::<S, 1, 4, 1>(band, buf, r, c, k0, block),
-                            (3, _, 2) => self.block::<S, 3, 1, 2>(band, buf, r, c, k0, block),
-                            (3, _, _) => self.block::<S, 3, 1, 1>(band, buf, r, c, k0, block),
-                            (_, _, 2) => self.block::<S, 1, 2, 2>(band, buf, r, c, k0, block),
-                            (_, _, _) => self.block::<S, 1, 2, 1>(band, buf, r, c, k0, block),
+                        // Conditions on constants: what is not taken is not compiled.
+                        if S::PIXELS == 8 {
+                            self.sides::<S, 4, 8>(layout.side, vectors, band, buf, [r, c, k0], block);
+                        } else if S::PIXELS == 6 {
+                            self.sides::<S, 2, 4>(layout.side, vectors, band, buf, [r, c, k0], block);
+                        } else {
+                            self.sides::<S, 1, 2>(layout.side, vectors, band, buf, [r, c, k0], block);
                         }
                         c += layout.block;
                     }
                 }
                 k0 += width;
+            }
+        }
+    }
+
+    /// Picks the register block: C3 channels for 3x3, C1 for 1x1; `at` is filter row, first channel, first output channel.
+    #[inline(always)]
+    unsafe fn sides<S: Simd, const C3: usize, const C1: usize>(
+        &self,
+        side: usize,
+        vectors: usize,
+        band: &Band,
+        buf: &[f32],
+        [r, c, k0]: [usize; 3],
+        block: &mut [f32],
+    ) {
+        // SAFETY: passed on.
+        unsafe {
+            match (side, vectors) {
+                (3, 2) => self.block::<S, 3, C3, 2>(band, buf, r, c, k0, block),
+                (3, _) => self.block::<S, 3, C3, 1>(band, buf, r, c, k0, block),
+                (_, 2) => self.block::<S, 1, C1, 2>(band, buf, r, c, k0, block),
+                (_, _) => self.block::<S, 1, C1, 1>(band, buf, r, c, k0, block),
             }
         }
     }
