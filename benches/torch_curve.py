@@ -106,16 +106,24 @@ def noised(pictures: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> 
 
 @torch.no_grad()
 def validate(network: torch.nn.Module, pictures: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> dict[str, float]:
-    """Mean absolute errors of the predicted noise and picture; `pictures` are already normalised."""
+    """Mean absolute errors of the predicted noise and picture, each with its standard error over the pictures.
+
+    `pictures` are already normalised. The errors depend strongly on the time drawn, hence the standard error: it says how far
+    another draw of pictures, times and noise would move the mean.
+    """
     network.eval()
-    noise_error = image_error = 0.0
+    noise_errors, image_errors = [], []
     for x, e, t in zip(pictures.split(128), noise.split(128), times.split(128)):
         noisy, signal, sigma = noised(x, e, t)
         predicted = network(noisy, sigma.flatten().square())
-        noise_error += F.l1_loss(predicted, e, reduction="sum").item()
-        image_error += F.l1_loss((noisy - sigma * predicted) / signal, x, reduction="sum").item()
+        noise_errors.append((predicted - e).abs().mean((1, 2, 3)))
+        image_errors.append(((noisy - sigma * predicted) / signal - x).abs().mean((1, 2, 3)))
     network.train()
-    return {"noise_loss": noise_error / pictures.numel(), "image_loss": image_error / pictures.numel()}
+    result = {}
+    for name, errors in (("noise_loss", torch.cat(noise_errors)), ("image_loss", torch.cat(image_errors))):
+        result[name] = errors.mean().item()
+        result[name + "_error"] = errors.std().item() / len(errors) ** 0.5
+    return result
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
@@ -156,8 +164,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
                      **validate(network, normalizer.apply(held_out), valid_noise, valid_times)}
             curve.append(point)
             recent = []
-            print(f"step {number:4d}  train {point['train_noise_loss']:.4f}  noise_loss {point['noise_loss']:.4f}  "
-                  f"image_loss {point['image_loss']:.4f}  {np.median(seconds):.2f} s/step", flush=True)
+            print(f"step {number:4d}  train {point['train_noise_loss']:.4f}  noise_loss {point['noise_loss']:.4f} +- "
+                  f"{point['noise_loss_error']:.4f}  image_loss {point['image_loss']:.4f} +- {point['image_loss_error']:.4f}  {np.median(seconds):.2f} s/step", flush=True)
     return {
         "torch": torch.__version__,
         "seed": args.seed,

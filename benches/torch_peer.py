@@ -8,7 +8,11 @@
 A step is q_sample with fresh noise and times, forward, loss, backward and AdamW, on one resident batch. Every measurement runs
 in its own child process, so that peaks of memory do not mix and allocator settings apply from the start; this process never
 imports torch. With `--engine` the children alternate (PyTorch, engine, tuned PyTorch, engine, ...), and every PyTorch run is
-compared with the engine's run just after it: on a shared machine neighbours in time see the same neighbours on the cores.
+compared with the engine's run just after it.
+
+On a busy machine the figures are worth nothing: PyTorch's OpenMP threads spin at barriers, and one that loses its core holds up
+the rest, up to a hundredfold. So every line says how much of the machine other processes used meanwhile, disturbed runs are marked
+and left out of the table while there are others, and `--wait-idle` waits for a quiet moment before each run.
 
 Needs torch; `--compile` needs a C++ compiler as well. The network is stated here on its own; `torch_curve.py` imports it.
 """
@@ -226,8 +230,33 @@ class ChildFailed(RuntimeError):
     """A child did not give a result; the message says what it printed."""
 
 
-def run_child(command: list[str], environment: dict[str, str]) -> tuple[dict[str, Any], float]:
-    """Runs a command whose last line of output is a JSON object -> (that object, its peak resident MiB as the kernel saw it)."""
+def busy_seconds() -> float | None:
+    """Seconds of processor time that all processes have used since the start of the machine; None where unknown."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    except OSError:
+        return None
+    user, nice, system, _idle, _waiting, irq, softirq, steal = (int(field) for field in fields)
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_idle(limit: float) -> None:
+    """Returns once the processors have been nearly idle for two seconds, or after `limit` seconds."""
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        before, start = busy_seconds(), time.monotonic()
+        time.sleep(2.0)
+        after = busy_seconds()
+        if before is None or after is None or after - before < 0.05 * (os.cpu_count() or 1) * (time.monotonic() - start):
+            return
+
+
+def run_child(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    """Runs a command whose last line of output is a JSON object, and returns that object.
+
+    Added to it: `peak_rss_mib`, as the kernel saw it, and `others`, the share of the processors that other processes used meanwhile.
+    """
+    busy, start = busy_seconds(), time.monotonic()
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         try:
             child = subprocess.Popen(command, stdout=out, stderr=err, env=environment, stdin=subprocess.DEVNULL)
@@ -241,10 +270,14 @@ def run_child(command: list[str], environment: dict[str, str]) -> tuple[dict[str
     if child.returncode != 0:
         lines = complaint.splitlines()[-6:] or text.strip().splitlines()[-6:] or ["(no output)"]
         raise ChildFailed(f"`{' '.join(command)}` exited with {child.returncode}:\n    " + "\n    ".join(lines))
+    busy_after, capacity = busy_seconds(), (time.monotonic() - start) * (os.cpu_count() or 1)
     result = parse_object(text)
     if result is None:
         raise ChildFailed(f"`{' '.join(command)}` printed no JSON object: {text[:200]!r}")
-    return result, usage.ru_maxrss / 1024
+    result["peak_rss_mib"] = usage.ru_maxrss / 1024
+    known = busy is not None and busy_after is not None
+    result["others"] = max(0.0, busy_after - busy - usage.ru_utime - usage.ru_stime) / capacity if known else None
+    return result
 
 
 def parse_object(text: str) -> dict[str, Any] | None:
@@ -269,9 +302,8 @@ def run_torch(args: argparse.Namespace, **changes: Any) -> dict[str, Any]:
         environment.pop(name, None)
     if wanted.tuned_allocator:
         environment |= TUNED_ALLOCATOR
-    result, peak = run_child([sys.executable, str(Path(__file__).resolve()), "--child", json.dumps(options)], environment)
-    result["peak_rss_mib"] = peak
-    return result
+    wait_idle(args.wait_idle)
+    return run_child([sys.executable, str(Path(__file__).resolve()), "--child", json.dumps(options)], environment)
 
 
 MEASURED_OPTIONS = ("batch", "image_size", "threads", "steps", "warmup", "tuned_allocator", "compile", "bf16", "channels_last",
@@ -287,14 +319,14 @@ def run_engine(args: argparse.Namespace) -> dict[str, Any]:
         command += ["--set", f"batch_size={args.batch}"]
     if args.threads != os.cpu_count():
         command += ["--set", f"workers={args.threads}"]
-    result, peak = run_child(command + args.engine_args.split(), dict(os.environ))
+    wait_idle(args.wait_idle)
+    result = run_child(command + args.engine_args.split(), dict(os.environ))
     missing = [key for key in ("seconds_per_step_min", "seconds_per_step_median") if not isinstance(result.get(key), (int, float))]
     if missing:
         raise ChildFailed(f"the engine's JSON lacks {', '.join(missing)}; it has {', '.join(sorted(result))}")
     if result.get("threads", args.threads) != args.threads:
         raise ChildFailed(f"the engine used {result['threads']} threads, PyTorch {args.threads}: not comparable")
     result["variant"] = "ddim-engine"
-    result["peak_rss_mib"] = peak  # the same ruler as for PyTorch
     return result
 
 
@@ -317,14 +349,21 @@ def describe(result: dict[str, Any], batch: int) -> str:
     text += f"  peak {result['peak_rss_mib']:6.0f} MiB"
     if "page_faults_per_step" in result:
         text += f"  {result['page_faults_per_step']:7.0f} page faults and {result['cpu_seconds_per_step']:.2f} CPU seconds a step"
+    if result["others"] is not None:
+        text += f"  others {result['others']:4.0%}" + (" (disturbed)" if disturbed(result) else "")
     return text
+
+
+def disturbed(result: dict[str, Any]) -> bool:
+    """Whether other processes had so much of the machine that the figures say little."""
+    return (result["others"] or 0.0) > 0.05
 
 
 def print_single(result: dict[str, Any], args: argparse.Namespace) -> None:
     """The report of a run without an engine."""
     print(f"torch {result['torch']} ({result['cpu_capability']}), {result['threads']} threads, {result['math']}, batch {args.batch} "
           f"at {args.image_size}x{args.image_size}, {args.steps} steps after {args.warmup}, {result['parameters']:,} parameters")
-    print(f"{processor()}, load {os.getloadavg()[0]:.1f}")
+    print(processor())
     print(describe(result, args.batch))
     print(f"memory after `import torch` alone: {result['rss_after_import_mib']:.0f} MiB")
 
@@ -337,7 +376,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     pairs: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
     runs = []
     for number in range(args.rounds):
-        print(f"round {number + 1} of {args.rounds}, load {os.getloadavg()[0]:.1f}", flush=True)
+        print(f"round {number + 1} of {args.rounds}", flush=True)
         for changes in variants:
             peer = run_torch(args, **changes)
             print("  " + describe(peer, args.batch), flush=True)
@@ -349,16 +388,20 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     first = runs[0]
     print(f"\n{processor()}, {args.threads} threads; torch {first['torch']}, {first['math']}; engine: {runs[1].get('device', '?')}; "
           f"batch {args.batch} at {args.image_size}x{args.image_size}, {args.rounds} rounds of {args.steps} steps")
-    print("Ratios are PyTorch over engine (above 1: the engine is better), one for each pair of neighbouring runs.\n")
-    print("| PyTorch | s/step min | engine | ratio of minima: worst, median, best | ratio of medians: median | peak MiB | engine |")
-    print("|---|---|---|---|---|---|---|")
-    for name, both in pairs.items():
+    print("Ratios are PyTorch over engine (above 1: the engine is better): of the best steps of all runs, and of neighbouring runs.\n")
+    print("| PyTorch | pairs | best s/step | engine | ratio | of neighbours' minima: worst, median, best | of their medians: median "
+          "| peak MiB | engine |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, all_pairs in pairs.items():
+        both = [pair for pair in all_pairs if not any(map(disturbed, pair))] or all_pairs
+        note = " (all disturbed)" if any(map(disturbed, both[0])) else ""
+        peer_best, our_best = (min(pair[side]["seconds_per_step_min"] for pair in both) for side in (0, 1))
         minima = sorted(peer["seconds_per_step_min"] / ours["seconds_per_step_min"] for peer, ours in both)
         medians = [peer["seconds_per_step_median"] / ours["seconds_per_step_median"] for peer, ours in both]
-        print(f"| {name} | {min(peer['seconds_per_step_min'] for peer, _ in both):.3f} "
-              f"| {min(ours['seconds_per_step_min'] for _, ours in both):.3f} "
-              f"| {minima[0]:.2f}, **{statistics.median(minima):.2f}**, {minima[-1]:.2f} | {statistics.median(medians):.2f} "
-              f"| {max(peer['peak_rss_mib'] for peer, _ in both):.0f} | {max(ours['peak_rss_mib'] for _, ours in both):.0f} |")
+        peaks = [max(pair[side]["peak_rss_mib"] for pair in both) for side in (0, 1)]
+        print(f"| {name} | {len(both)} of {len(all_pairs)}{note} | {peer_best:.3f} | {our_best:.3f} | **{peer_best / our_best:.2f}** "
+              f"| {minima[0]:.2f}, {statistics.median(minima):.2f}, {minima[-1]:.2f} | {statistics.median(medians):.2f} "
+              f"| {peaks[0]:.0f} | {peaks[1]:.0f} |")
     if args.bf16:
         print("\nPyTorch computed in bf16 here: this does not compare like with like if the engine computed in fp32.")
     return runs
@@ -383,6 +426,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--engine", metavar="PATH", help="a ddim-engine binary to alternate with")
     parser.add_argument("--engine-args", default="", metavar="ARGS", help="further arguments of its `bench step`, in one string")
     parser.add_argument("--rounds", type=int, default=3, help="with --engine: times that every pair of runs is repeated")
+    parser.add_argument("--wait-idle", type=float, default=0.0, metavar="SECONDS", help="wait so long at most for a quiet machine before each run")
     parser.add_argument("--child", metavar="OPTIONS", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if min(args.batch, args.threads, args.steps, args.rounds) < 1 or args.warmup < 0:
