@@ -11,7 +11,15 @@
 //! | 1 | [`ops`] | one folder per operation: contract, CPU kernels, float64 reference |
 //! | 0 | [`device`], [`data`], [`tensor`], [`rng`], [`config`], [`error`] | memory and launch; pictures in, batches out |
 
+pub mod check;
 pub mod config;
 pub mod data;
+pub mod device;
+pub mod diffusion;
 pub mod error;
+pub mod model;
+pub mod ops;
 pub mod rng;
+pub mod sample;
+pub mod tensor;
+pub mod train;

@@ -44,7 +44,8 @@ pub fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let p0 = u64::from(M0) * u64::from(counter[0]);
         let p1 = u64::from(M1) * u64::from(counter[2]);
-        counter = [(p1 >> 32) as u32 ^ counter[1] ^ key[0], p1 as u32, (p0 >> 32) as u32 ^ counter[3] ^ key[1], p0 as u32];
+        counter =
+            [(p1 >> 32) as u32 ^ counter[1] ^ key[0], p1 as u32, (p0 >> 32) as u32 ^ counter[3] ^ key[1], p0 as u32];
         key = [key[0].wrapping_add(W0), key[1].wrapping_add(W1)];
     }
     counter
@@ -62,7 +63,12 @@ pub struct Stream {
 impl Stream {
     /// The stream of (seed, purpose, step, image). `step` and `image` are taken modulo 2^32.
     pub fn new(seed: u64, purpose: Purpose, step: u64, image: u64) -> Self {
-        Stream { key: [seed as u32, (seed >> 32) as u32], image: image as u32, step: step as u32, purpose: purpose as u32 }
+        Stream {
+            key: [seed as u32, (seed >> 32) as u32],
+            image: image as u32,
+            step: step as u32,
+            purpose: purpose as u32,
+        }
     }
 
     /// Four random words: elements `4 * block ..= 4 * block + 3`.

@@ -1,7 +1,18 @@
 //! The resolved configuration of a training run: flat keys, the same in TOML and in `--set key=value`.
 //!
-//! Layers, later ones winning: built-in defaults, `--preset`, `--config FILE`, `--set`, the named options of the command line.
+//! Layers, later ones winning: a preset (which is complete), `--config FILE`, `--set`, the named options of the command line. They are
+//! put together by [`Config::resolve`]. One table, [`KEYS`], says for every key what it means and which values it takes; errors,
+//! `train --help` and the comments of a written `config.toml` all come from it. A new key is a field here, its value in the
+//! presets, and a row there.
 
+mod keys;
+mod resolve;
+mod text;
+
+pub use keys::{KEYS, Key, Kind};
+pub use resolve::{Layers, RESUME_OPTIONS};
+
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// Model family.
@@ -120,6 +131,8 @@ pub struct Config {
     pub normalize_batches: usize,
     /// Decay of the exponential moving average of the weights; 0 switches it off.
     pub ema_decay: f64,
+    /// Steps between validations; 0 validates at the end of each epoch.
+    pub eval_every: usize,
     /// Pictures in the sample grid after every epoch.
     pub sample_count: usize,
     /// Grid points of the sampler, network calls plus one.
@@ -127,6 +140,16 @@ pub struct Config {
     /// Worker threads; 0 is one per core. Does not change results.
     pub workers: usize,
 }
+
+/// The presets, and what each is for.
+pub const PRESETS: &[(&str, &str)] = &[
+    ("quick", "32x32 pictures made by the program; minutes on a CPU, nothing to download"),
+    ("seed", "the settings of \"De-noising Diffusion with torch\": flowers at 64x64, 50 epochs"),
+];
+
+/// The keys that determine the shapes of the parameters, and the size of the pictures. A checkpoint fits a configuration that agrees in
+/// these (see [`Config::differences`]).
+pub const MODEL_KEYS: &[&str] = &["family", "image_size", "channels", "widths", "block_depth", "embedding_dim"];
 
 impl Config {
     /// The seed's settings (preset `seed`): flowers at 64x64, 3,562,211 parameters.
@@ -157,9 +180,76 @@ impl Config {
             valid_fraction: 0.2,
             normalize_batches: 55,
             ema_decay: 0.0,
+            eval_every: 0,
             sample_count: 36,
             sample_steps: 20,
             workers: 0,
         }
     }
+    /// The preset for a machine without a GPU: small, procedural pictures, minutes on two cores.
+    pub fn quick_preset() -> Self {
+        Config {
+            image_size: 32,
+            widths: vec![32, 64, 96],
+            block_depth: 1,
+            lr: 2e-3,
+            epochs: 8,
+            data: "procedural".into(),
+            repeat: 1,
+            flip: true,
+            normalize_batches: 20,
+            ema_decay: 0.99,
+            ..Config::seed_preset()
+        }
+    }
+
+    /// The preset that runs where none is named.
+    pub fn default_preset_name() -> &'static str {
+        "quick"
+    }
+
+    /// The preset called `name`.
+    ///
+    /// # Errors
+    /// There is none; the message lists those that exist.
+    pub fn preset(name: &str) -> Result<Self> {
+        match name {
+            "quick" => Ok(Config::quick_preset()),
+            "seed" => Ok(Config::seed_preset()),
+            _ => Err(Error::Usage(unknown_preset(name))),
+        }
+    }
+
+    /// Levels of the network: each halves the picture once.
+    pub fn levels(&self) -> usize {
+        self.widths.len()
+    }
+
+    /// The keys that determine the parameter shapes, with their values, in one line; equal for configurations whose checkpoints fit each
+    /// other.
+    pub fn model_key(&self) -> String {
+        MODEL_KEYS.iter().map(|key| format!("{key}={}", self.get(key))).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Those of `keys` in which `self` and `other` differ, with both values: (key, ours, theirs).
+    pub fn differences(&self, other: &Config, keys: &[&'static str]) -> Vec<(&'static str, String, String)> {
+        let both = keys.iter().map(|&key| (key, self.get(key), other.get(key)));
+        both.filter(|(_, ours, theirs)| ours != theirs).collect()
+    }
+}
+
+/// What to say about a preset that does not exist.
+fn unknown_preset(name: &str) -> String {
+    let mut text = if name.starts_with("unet2d") {
+        format!("preset `{name}`: the family unet2d is not in this version")
+    } else {
+        let nearest = keys::nearest(name, PRESETS.iter().map(|(preset, _)| *preset));
+        let hint = nearest.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+        format!("unknown preset `{}`{hint}", keys::shown(name))
+    };
+    text.push_str("\npresets:");
+    for (preset, about) in PRESETS {
+        text.push_str(&format!("\n  {preset:<6} {about}"));
+    }
+    text
 }

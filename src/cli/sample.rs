@@ -1,0 +1,99 @@
+//! `ddim-engine sample`.
+
+use std::path::{Path, PathBuf};
+
+use ddim_engine::error::{Error, Result};
+use ddim_engine::sample::SampleOptions;
+
+use super::device::DeviceArgs;
+use super::{print, run};
+
+const EXAMPLES: &str = "\
+Examples
+  ddim-engine sample runs/NAME                           samples.png: a grid
+  ddim-engine sample runs/NAME --count 4 --gif out.gif   noise to picture
+  ddim-engine sample runs/NAME --count 500 --individual DIR   single PNGs
+
+The same --seed gives the same pictures, whatever --batch and --threads.";
+
+/// Make pictures with a trained model
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Folder of a run (its newest checkpoint is taken), or of one checkpoint
+    #[arg(value_name = "RUN_OR_CHECKPOINT")]
+    source: PathBuf,
+
+    /// Pictures to make
+    #[arg(long, value_name = "N", default_value_t = 36, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    count: u32,
+
+    /// Points of the time grid; the network is called once less
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..=10_000))]
+    steps: u32,
+
+    /// Seed of the noise that the pictures start from
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    /// The grid of all pictures
+    #[arg(long, value_name = "FILE.png", default_value = "samples.png")]
+    out: PathBuf,
+
+    /// Also write each picture as a PNG into this folder
+    #[arg(long, value_name = "DIR")]
+    individual: Option<PathBuf>,
+
+    /// Also write the way from noise to pictures as an animation
+    #[arg(long, value_name = "FILE.gif")]
+    gif: Option<PathBuf>,
+
+    /// Pictures that are made at once; more takes more memory
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    batch: u32,
+
+    /// Weights: their moving average (ema), as trained (raw), or the average where there is one (auto)
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t = run::Weights::Auto, hide_possible_values = true)]
+    weights: run::Weights,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+impl Args {
+    /// Runs the command.
+    pub fn run(self) -> Result<()> {
+        let threads = self.device.threads(0);
+        let device = self.device.choose(threads)?;
+        expect_ending("--out", Some(&self.out), "png")?;
+        expect_ending("--gif", self.gif.as_deref(), "gif")?;
+        if !self.source.exists() {
+            let what =
+                "there is no such run or checkpoint; expected a folder made by `ddim-engine train`, such as runs/NAME";
+            return Err(Error::input(&self.source, what));
+        }
+        print::stderr(&device);
+        let options = SampleOptions {
+            source: self.source,
+            count: self.count as usize,
+            steps: self.steps as usize,
+            seed: self.seed,
+            out: self.out,
+            individual: self.individual,
+            gif: self.gif,
+            batch: self.batch as usize,
+            weights: self.weights.into(),
+        };
+        run::sample(&options, threads)
+    }
+}
+
+/// Refuses a file name that promises another format than the one written.
+fn expect_ending(option: &str, file: Option<&Path>, ending: &str) -> Result<()> {
+    match file {
+        Some(file) if !file.extension().is_some_and(|found| found.eq_ignore_ascii_case(ending)) => {
+            Err(Error::Usage(format!("{option} {}: expected a file name that ends in .{ending}", file.display())))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,63 @@
+//! Floor 1: the operations. One folder each: the contract and mathematics in `mod.rs`, the CPU kernels in `cpu.rs`, the naive
+//! float64 truth in `reference.rs`.
+//!
+//! Rules that hold everywhere:
+//! - Activations are NHWC. Views are contiguous. Outputs are overwritten unless the operation says that it accumulates:
+//!   gradients of parameters accumulate, gradients of activations overwrite.
+//! - An operation checks the lengths of its views on entry and returns [`Error::Shape`](crate::error::Error::Shape).
+//! - The dims structs are plain old data with a fixed layout: they cross to a device by value.
+//! - Results do not depend on the number of threads.
+
+pub mod adam;
+pub mod batch_norm;
+pub mod conv;
+pub mod ddim;
+pub mod images;
+pub mod loss;
+pub mod noise;
+pub mod pool;
+pub mod schedule;
+pub(crate) mod stats;
+pub mod upsample;
+
+use crate::device::Memory;
+use crate::error::{Error, Result};
+
+/// A device that can do everything that the model families need.
+pub trait Backend:
+    Memory
+    + adam::Adam
+    + batch_norm::BatchNorm
+    + conv::Conv
+    + ddim::DdimStep
+    + images::Images
+    + loss::Loss
+    + noise::Noise
+    + pool::AvgPool2
+    + schedule::Schedule
+    + upsample::Upsample2
+{
+}
+
+impl<B> Backend for B where
+    B: Memory
+        + adam::Adam
+        + batch_norm::BatchNorm
+        + conv::Conv
+        + ddim::DdimStep
+        + images::Images
+        + loss::Loss
+        + noise::Noise
+        + pool::AvgPool2
+        + schedule::Schedule
+        + upsample::Upsample2
+{
+}
+
+/// Refuses a view of the wrong length, by name.
+pub(crate) fn expect_len(op: &'static str, name: &str, got: usize, want: usize) -> Result<()> {
+    if got == want {
+        return Ok(());
+    }
+    Err(Error::Shape { op, what: format!("`{name}` has {got} elements, its dims ask for {want}") })
+}

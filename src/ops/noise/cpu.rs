@@ -1,0 +1,54 @@
+//! Random numbers and q-sample on the CPU.
+
+use super::{Noise, NoiseKey};
+use crate::device::cpu::{Cpu, PIECE};
+use crate::error::{Error, Result};
+use crate::ops::expect_len;
+use crate::rng::Stream;
+
+impl NoiseKey {
+    /// The stream of image `i` of the batch.
+    pub fn stream(&self, i: usize) -> Stream {
+        Stream::new(self.seed, self.purpose, self.step, self.first_image + i as u64)
+    }
+}
+
+impl Noise for Cpu {
+    fn fill_normal(&self, key: NoiseKey, per_image: usize, out: &mut [f32]) -> Result<()> {
+        if per_image == 0 || out.len() % per_image != 0 {
+            let what = format!("{} elements are no whole number of images of {per_image}", out.len());
+            return Err(Error::Shape { op: "fill_normal", what });
+        }
+        let jobs: Vec<_> = out.chunks_exact_mut(per_image).enumerate().collect();
+        self.for_each(jobs, |(i, out)| key.stream(i).fill_normal(out));
+        Ok(())
+    }
+
+    fn fill_uniform(&self, key: NoiseKey, out: &mut [f32]) -> Result<()> {
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = key.stream(i).uniform4(0)[0];
+        }
+        Ok(())
+    }
+
+    fn q_sample(&self, images: &[f32], noise: &[f32], rates: &[f32], noisy: &mut [f32]) -> Result<()> {
+        const OP: &str = "q_sample";
+        let n = rates.len() / 2;
+        if rates.is_empty() || rates.len() % 2 != 0 || noisy.len() % n != 0 {
+            let what = format!("rates of {} and images of {} elements do not fit", rates.len(), noisy.len());
+            return Err(Error::Shape { op: OP, what });
+        }
+        expect_len(OP, "images", images.len(), noisy.len())?;
+        expect_len(OP, "noise", noise.len(), noisy.len())?;
+        let per_image = noisy.len() / n;
+        let jobs: Vec<_> = noisy.chunks_mut(PIECE).enumerate().map(|(i, out)| (i * PIECE, out)).collect();
+        self.for_each_vectorized(jobs, |(first, out)| {
+            for (i, out) in out.iter_mut().enumerate() {
+                let at = first + i;
+                let image = at / per_image;
+                *out = rates[2 * image] * images[at] + rates[2 * image + 1] * noise[at];
+            }
+        });
+        Ok(())
+    }
+}

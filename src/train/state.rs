@@ -1,0 +1,338 @@
+//! Everything that training changes: weights, gradients, moments, moving average; one step of it, and the evaluation of a batch.
+
+use std::rc::Rc;
+
+use crate::config::{Config, OptimizerKind};
+use crate::diffusion::Diffusion;
+use crate::error::{Error, Result};
+use crate::model::Mode;
+use crate::model::params::{Weights, load_flat, visit_flat};
+use crate::model::seed_unet::{SeedDims, SeedUnet};
+use crate::ops::Backend;
+use crate::ops::adam::{AdamParams, AdamState};
+use crate::ops::loss::{LossInput, LossValues};
+use crate::tensor::Tensor;
+use crate::train::tensor_file::NamedTensor;
+
+/// A network in training.
+pub struct TrainState<B: Backend> {
+    /// The network.
+    pub net: SeedUnet,
+    /// Its weights.
+    pub weights: Weights<B>,
+    /// Schedule and objective.
+    pub diffusion: Diffusion,
+    /// Gradients of the last step, one flat buffer.
+    pub grads: B::Buffer,
+    m: B::Buffer,
+    v: B::Buffer,
+    /// Moving average of the weights, where the configuration asks for one.
+    pub ema: Option<B::Buffer>,
+    /// Moving average of the running statistics, beside `ema`: weights and the statistics they were seen with belong together.
+    ema_running: Vec<f32>,
+    /// Optimiser steps taken.
+    pub step: u64,
+    lr: f64,
+    weight_decay: f64,
+    decoupled: bool,
+    ema_decay: f64,
+}
+
+/// The operands of a step. Shapes [N, H, W, C]; times [N].
+pub struct Batch<'a, B: Backend> {
+    /// Normalised pictures.
+    pub images: &'a Tensor<B>,
+    /// The noise to mix in.
+    pub noise: &'a Tensor<B>,
+    /// Diffusion times in [0, 1].
+    pub times: &'a B::Buffer,
+}
+
+/// The forward half of a step: the network's output, the noisy input and the loss.
+struct Forward<B: Backend> {
+    noisy: Tensor<B>,
+    pred: Tensor<B>,
+    ctx: Option<crate::model::seed_unet::SeedCtx<B>>,
+    rates: B::Buffer,
+}
+
+impl<B: Backend> TrainState<B> {
+    /// A fresh network by the configuration's seed.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(backend: &B, config: &Config) -> Result<Self> {
+        let net = SeedUnet::new(SeedDims::from(config));
+        let weights = Weights::init(backend, &net.layout, config.seed)?;
+        let len = net.layout.flat_len();
+        let zeros = || -> Result<B::Buffer> {
+            let mut buffer = backend.alloc(len)?;
+            backend.fill(B::all_mut(&mut buffer), 0.0)?;
+            Ok(buffer)
+        };
+        let mut state = TrainState {
+            diffusion: Diffusion::new(config),
+            grads: zeros()?,
+            m: zeros()?,
+            v: zeros()?,
+            ema: if config.ema_decay > 0.0 { Some(zeros()?) } else { None },
+            ema_running: Vec::new(),
+            step: 0,
+            lr: config.lr,
+            weight_decay: config.weight_decay,
+            decoupled: config.optimizer == OptimizerKind::AdamW,
+            ema_decay: config.ema_decay,
+            net,
+            weights,
+        };
+        state.restart_ema(backend)?;
+        Ok(state)
+    }
+
+    /// Sets the moving average to the weights.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn restart_ema(&mut self, backend: &B) -> Result<()> {
+        if let Some(ema) = &mut self.ema {
+            let host = download_all(backend, &self.weights.params)?;
+            backend.upload(&host, B::all_mut(ema))?;
+            self.ema_running = download_all(backend, &self.weights.running)?;
+        }
+        Ok(())
+    }
+
+    fn forward(&mut self, backend: &B, mode: Mode, batch: &Batch<'_, B>) -> Result<Forward<B>> {
+        let condition = self.diffusion.condition(backend, batch.times)?;
+        let mut noisy = Tensor::new(backend, batch.images.shape)?;
+        let rates = B::all(&condition.rates);
+        backend.q_sample(batch.images.view(), batch.noise.view(), rates, noisy.view_mut())?;
+        let (pred, ctx) = self.net.forward(backend, &mut self.weights, mode, &noisy, condition.embedding)?;
+        Ok(Forward { noisy, pred, ctx, rates: condition.rates })
+    }
+
+    fn loss(
+        &self,
+        backend: &B,
+        batch: &Batch<'_, B>,
+        forward: &Forward<B>,
+        dpred: Option<&mut Tensor<B>>,
+    ) -> Result<LossValues> {
+        let mut out = backend.alloc(3)?;
+        let input = LossInput {
+            pred: forward.pred.view(),
+            noisy: forward.noisy.view(),
+            images: batch.images.view(),
+            noise: batch.noise.view(),
+            rates: B::all(&forward.rates),
+        };
+        let dims = self.diffusion.loss_dims(batch.images.shape);
+        backend.loss(&dims, input, dpred.map(Tensor::view_mut), B::all_mut(&mut out))?;
+        let mut host = [0.0; 3];
+        backend.download(B::all(&out), &mut host)?;
+        let [loss, noise_loss, image_loss] = host.map(f64::from);
+        Ok(LossValues { loss, noise_loss, image_loss })
+    }
+
+    /// Gradients of one batch into `grads`, without a step of the optimiser. Batch norm's running statistics move.
+    ///
+    /// # Errors
+    /// Out of memory, or the device failed.
+    pub fn gradients(&mut self, backend: &B, batch: &Batch<'_, B>) -> Result<LossValues> {
+        let mut forward = self.forward(backend, Mode::Train, batch)?;
+        let mut dpred = Tensor::new(backend, batch.images.shape)?;
+        let values = self.loss(backend, batch, &forward, Some(&mut dpred))?;
+        let ctx = forward.ctx.take();
+        let Forward { noisy, pred, rates, .. } = forward;
+        drop((pred, rates));
+        let ctx = ctx.ok_or_else(|| Error::Failed("the network kept no context in training".into()))?;
+        backend.fill(B::all_mut(&mut self.grads), 0.0)?;
+        self.net.backward(backend, &self.weights, &mut self.grads, ctx, &noisy, dpred)?;
+        Ok(values)
+    }
+
+    /// One training step. The weights stay as they were where the loss is not finite.
+    ///
+    /// # Errors
+    /// Out of memory, or the device failed.
+    pub fn train_step(&mut self, backend: &B, batch: &Batch<'_, B>) -> Result<LossValues> {
+        let values = self.gradients(backend, batch)?;
+        if values.loss.is_finite() {
+            self.optimize(backend)?;
+        }
+        Ok(values)
+    }
+
+    /// One step of the optimiser with the gradients at hand.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn optimize(&mut self, backend: &B) -> Result<()> {
+        self.step += 1;
+        let step = u32::try_from(self.step).unwrap_or(u32::MAX);
+        let mut params = AdamParams::new(self.lr, self.weight_decay, self.decoupled, step);
+        // Warm-up: an average over t steps cannot remember more than t of them.
+        params.ema_decay = self.ema_decay.min((1.0 + f64::from(step)) / (10.0 + f64::from(step)));
+        let state = AdamState {
+            params: B::all_mut(&mut self.weights.params),
+            grads: B::all(&self.grads),
+            m: B::all_mut(&mut self.m),
+            v: B::all_mut(&mut self.v),
+            ema: self.ema.as_mut().map(B::all_mut),
+        };
+        backend.adam_step(&params, state)?;
+        self.weights.touch();
+        if self.ema.is_some() {
+            let decay = params.ema_decay as f32;
+            let running = download_all(backend, &self.weights.running)?;
+            for (ema, new) in self.ema_running.iter_mut().zip(running) {
+                *ema = decay * *ema + (1.0 - decay) * new;
+            }
+        }
+        Ok(())
+    }
+
+    /// Loss and metrics of a batch in evaluation mode, with the weights as trained.
+    ///
+    /// # Errors
+    /// Out of memory, or the device failed.
+    pub fn evaluate(&mut self, backend: &B, batch: &Batch<'_, B>) -> Result<LossValues> {
+        let forward = self.forward(backend, Mode::Eval, batch)?;
+        self.loss(backend, batch, &forward, None)
+    }
+
+    /// Predicted noise and image of a batch, in either mode.
+    ///
+    /// # Errors
+    /// Out of memory, or the device failed.
+    pub fn predict(&mut self, backend: &B, mode: Mode, batch: &Batch<'_, B>) -> Result<Predictions<B>> {
+        let Forward { noisy, pred, rates, .. } = self.forward(backend, mode, batch)?;
+        let shape = noisy.shape;
+        let (mut noise, mut image) = (Tensor::new(backend, shape)?, Tensor::new(backend, shape)?);
+        let dims = self.diffusion.loss_dims(shape);
+        let (p, x, r) = (pred.view(), noisy.view(), B::all(&rates));
+        backend.split_prediction(&dims, p, x, r, noise.view_mut(), image.view_mut())?;
+        Ok(Predictions { noisy, noise, image, rates })
+    }
+
+    /// A copy of the weights for sampling: the moving average where there is one.
+    ///
+    /// # Errors
+    /// Out of memory, or the device failed.
+    pub fn sampling_weights(&self, backend: &B) -> Result<Weights<B>> {
+        let mut copy = self.weights.with_params(backend, self.ema.as_ref().unwrap_or(&self.weights.params))?;
+        if self.ema.is_some() {
+            backend.upload(&self.ema_running, B::all_mut(&mut copy.running))?;
+        }
+        Ok(copy)
+    }
+
+    /// Moments and moving average by name, for a checkpoint.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn export_optimizer(&self, backend: &B) -> Result<Vec<NamedTensor>> {
+        let mut tensors = Vec::new();
+        for (prefix, buffer) in self.optimizer_buffers() {
+            visit_flat(backend, &self.net.layout, [Some(buffer), None], |spec, values| {
+                let (name, shape) = (format!("{prefix}.{}", spec.name), spec.shape.file_shape());
+                tensors.push(NamedTensor { name, shape, data: values.to_vec() });
+                Ok(())
+            })?;
+        }
+        if self.ema.is_some() {
+            for spec in self.net.layout.specs().iter().filter(|s| !s.learned) {
+                let (name, shape) = (format!("ema.{}", spec.name), spec.shape.file_shape());
+                tensors.push(NamedTensor { name, shape, data: self.ema_running[spec.range.clone()].to_vec() });
+            }
+        }
+        Ok(tensors)
+    }
+
+    fn optimizer_buffers(&self) -> impl Iterator<Item = (&'static str, &B::Buffer)> {
+        [("exp_avg", &self.m), ("exp_avg_sq", &self.v)].into_iter().chain(self.ema.as_ref().map(|e| ("ema", e)))
+    }
+
+    /// Weights and running statistics by name, for a checkpoint.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn export_model(&self, backend: &B) -> Result<Vec<NamedTensor>> {
+        let mut tensors = Vec::new();
+        self.weights.visit(backend, |spec, values| {
+            tensors.push(NamedTensor {
+                name: spec.name.clone(),
+                shape: spec.shape.file_shape(),
+                data: values.to_vec(),
+            });
+            Ok(())
+        })?;
+        Ok(tensors)
+    }
+
+    /// Takes moments and moving average from a checkpoint.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape.
+    pub fn import_optimizer(&mut self, backend: &B, tensors: &[NamedTensor], step: u64) -> Result<()> {
+        self.step = step;
+        let layout = Rc::clone(&self.net.layout);
+        let buffers = [("exp_avg", Some(&mut self.m)), ("exp_avg_sq", Some(&mut self.v)), ("ema", self.ema.as_mut())];
+        for (prefix, buffer) in buffers {
+            let Some(buffer) = buffer else { continue };
+            for spec in layout.specs().iter().filter(|s| s.learned) {
+                let name = format!("{prefix}.{}", spec.name);
+                load_flat(backend, spec, find(tensors, &name, &spec.shape.file_shape())?, buffer)?;
+            }
+        }
+        if self.ema.is_some() {
+            for spec in layout.specs().iter().filter(|s| !s.learned) {
+                let values = find(tensors, &format!("ema.{}", spec.name), &spec.shape.file_shape())?;
+                self.ema_running[spec.range.clone()].copy_from_slice(values);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn download_all<B: Backend>(backend: &B, buffer: &B::Buffer) -> Result<Vec<f32>> {
+    let mut host = vec![0.0; B::buffer_len(buffer)];
+    backend.download(B::all(buffer), &mut host)?;
+    Ok(host)
+}
+
+/// What [`TrainState::predict`] gives.
+pub struct Predictions<B: Backend> {
+    /// The noisy pictures.
+    pub noisy: Tensor<B>,
+    /// Predicted noise.
+    pub noise: Tensor<B>,
+    /// Predicted pictures.
+    pub image: Tensor<B>,
+    /// Signal and noise rates [N, 2].
+    pub rates: B::Buffer,
+}
+
+/// Takes weights and running statistics from a checkpoint or a model file.
+///
+/// # Errors
+/// A tensor is missing or has another shape.
+pub fn import_model<B: Backend>(backend: &B, weights: &mut Weights<B>, tensors: &[NamedTensor]) -> Result<()> {
+    let layout = Rc::clone(&weights.layout);
+    for spec in layout.specs() {
+        weights.load(backend, spec, find(tensors, &spec.name, &spec.shape.file_shape())?)?;
+    }
+    Ok(())
+}
+
+/// A tensor by name, of the expected shape.
+fn find<'a>(tensors: &'a [NamedTensor], name: &str, shape: &[usize]) -> Result<&'a [f32]> {
+    let Some(tensor) = tensors.iter().find(|t| t.name == name) else {
+        return Err(Error::Usage(format!("tensor `{name}` is missing: the file is of another configuration")));
+    };
+    if tensor.shape != shape {
+        let what = format!("tensor `{name}` has shape {:?}, expected {shape:?}", tensor.shape);
+        return Err(Error::Usage(format!("{what}: the file is of another configuration")));
+    }
+    Ok(&tensor.data)
+}

@@ -1,0 +1,638 @@
+//! The training loop: batches in, steps, validation, samples, metrics, checkpoints; interruption and resume.
+//!
+//! A step is a function of the configuration, the pictures and its number: order, times and noise come from counters. A run that
+//! was interrupted anywhere therefore goes on to the same bytes.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::data::{self, DataSpec, Dataset, FlipKey, Split};
+use crate::diffusion::normalizer::Normalizer;
+use crate::error::{Error, Result};
+use crate::ops::Backend;
+use crate::ops::loss::LossValues;
+use crate::ops::noise::NoiseKey;
+use crate::rng::Purpose;
+use crate::tensor::{Shape, Tensor};
+use crate::train::checkpoint::{self, Checkpoint, NamedTensor};
+use crate::train::interrupt::Interrupt;
+use crate::train::metrics_log::{MetricsLog, Record, Split as LogSplit};
+use crate::train::picture;
+use crate::train::progress::{Kind, Progress, Task};
+use crate::train::run_dir::RunDir;
+use crate::train::state::{Batch, TrainState, import_model};
+use crate::train::tensorboard::EventWriter;
+
+/// Steps over which a training record averages.
+const LOG_EVERY: u64 = 10;
+/// Long epochs are saved within as well.
+const SAVE_EVERY: Duration = Duration::from_secs(600);
+/// Checkpoints kept.
+const KEEP: usize = 3;
+/// Names of the normaliser's tensors in `model.safetensors`.
+pub const NORMALIZER_MEAN: &str = "normalizer.mean";
+/// Standard deviation.
+pub const NORMALIZER_STD: &str = "normalizer.std";
+/// A resumed run may differ from its checkpoint in these keys only.
+const MAY_CHANGE: [&str; 4] = ["epochs", "steps", "data", "workers"];
+
+/// What to train, and where.
+#[derive(Clone, Debug)]
+pub struct TrainOptions {
+    /// The configuration; with `resume`, the run's own with the changes that are allowed.
+    pub config: Config,
+    /// The preset that it started from.
+    pub preset_name: String,
+    /// Folder for the run; a new one in `runs/` where it is missing.
+    pub run_dir: Option<PathBuf>,
+    /// Run (or checkpoint) to go on with.
+    pub resume: Option<PathBuf>,
+    /// Where known sets of pictures are looked for.
+    pub data_dir: Option<PathBuf>,
+    /// No progress.
+    pub quiet: bool,
+    /// What the summary calls the device.
+    pub device: String,
+}
+
+/// What a finished run left.
+#[derive(Clone, Debug, Serialize)]
+pub struct TrainSummary {
+    /// The run directory.
+    pub run_dir: PathBuf,
+    /// Preset.
+    pub preset: String,
+    /// Device.
+    pub device: String,
+    /// Learned parameters.
+    pub parameters: usize,
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Epochs begun.
+    pub epochs: u64,
+    /// Seconds of training, over all sessions.
+    pub seconds: f64,
+    /// Images a second over the steps of this session.
+    pub images_per_second: f64,
+    /// The last validation, if there was one.
+    pub valid: Option<[f64; 3]>,
+    /// The last sample grid, if there was one.
+    pub samples: Option<PathBuf>,
+    /// The last checkpoint.
+    pub checkpoint: PathBuf,
+}
+
+/// Sums of losses since the last training record, weighted by images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Window {
+    images: f64,
+    loss: f64,
+    noise_loss: f64,
+    image_loss: f64,
+}
+
+impl Window {
+    fn add(&mut self, v: &LossValues, images: usize) {
+        let n = images as f64;
+        self.images += n;
+        self.loss += v.loss * n;
+        self.noise_loss += v.noise_loss * n;
+        self.image_loss += v.image_loss * n;
+    }
+    fn mean(&self) -> LossValues {
+        let of = |sum: f64| sum / self.images;
+        LossValues { loss: of(self.loss), noise_loss: of(self.noise_loss), image_loss: of(self.image_loss) }
+    }
+}
+
+/// The small values of a checkpoint.
+#[derive(Serialize, Deserialize)]
+struct Resumable {
+    preset: String,
+    fingerprint: String,
+    seconds: f64,
+    normalizer: Normalizer,
+    window: Window,
+}
+
+/// Lets the data module speak through the run's progress.
+struct DataProgress<'p> {
+    progress: &'p Progress,
+    task: std::sync::Mutex<Option<Task>>,
+}
+
+impl data::Progress for DataProgress<'_> {
+    fn start(&self, what: &str, total: Option<u64>) {
+        if let (Some(total), Ok(mut task)) = (total, self.task.lock()) {
+            *task = Some(self.progress.task(what, total, "pictures"));
+        }
+    }
+    fn advance(&self, n: u64) {
+        if let Ok(task) = self.task.lock()
+            && let Some(task) = &*task
+        {
+            task.advance(n);
+        }
+    }
+    fn note(&self, line: &str) {
+        self.progress.line(line);
+    }
+    fn finish(&self) {
+        if let Ok(mut task) = self.task.lock() {
+            task.take();
+        }
+    }
+}
+
+/// Loads the pictures of a configuration.
+///
+/// # Errors
+/// As [`data::load`].
+pub fn load_pictures(config: &Config, data_dir: Option<&Path>, progress: &Progress) -> Result<Dataset> {
+    let spec = DataSpec {
+        channels: config.channels,
+        data_dir: data_dir.map(Path::to_path_buf),
+        ..DataSpec::new(config.data.clone(), config.image_size)
+    };
+    data::load(&spec, &DataProgress { progress, task: std::sync::Mutex::new(None) })
+}
+
+/// Trains. Reports on standard error unless quiet.
+///
+/// # Errors
+/// Bad input, a device or disk that fails, a loss that is not a number (the last good checkpoint stays);
+/// [`Error::Interrupted`] after saving where `interrupt` was raised.
+pub fn run<B: Backend>(backend: &B, options: &TrainOptions, interrupt: &Interrupt) -> Result<TrainSummary> {
+    let progress = Progress::new(if options.quiet { Kind::Quiet } else { Kind::Auto });
+    options.config.validate()?;
+    let dataset = load_pictures(&options.config, options.data_dir.as_deref(), &progress)?;
+    Trainer::open(backend, options, &dataset, progress)?.run(interrupt)
+}
+
+struct Trainer<'a, B: Backend> {
+    backend: &'a B,
+    options: &'a TrainOptions,
+    config: &'a Config,
+    dataset: &'a Dataset,
+    split: Split,
+    state: TrainState<B>,
+    normalizer: Normalizer,
+    window: Window,
+    run_dir: RunDir,
+    metrics: MetricsLog,
+    events: EventWriter,
+    progress: Progress,
+    preset: String,
+    /// Seconds of earlier sessions.
+    seconds_before: f64,
+    started: Instant,
+    images_this_session: u64,
+    /// Time in steps of this session, without validation, samples and saving.
+    stepping: Duration,
+    logged: (Instant, f64),
+    valid: Option<[f64; 3]>,
+    samples: Option<PathBuf>,
+    saved: (Option<PathBuf>, Instant),
+    order: (Option<u64>, Vec<u32>),
+    pixels: Vec<u8>,
+}
+
+impl<'a, B: Backend> Trainer<'a, B> {
+    fn open(backend: &'a B, options: &'a TrainOptions, dataset: &'a Dataset, progress: Progress) -> Result<Self> {
+        let config = &options.config;
+        let split = data::split(dataset.len(), config.valid_fraction, config.seed)?;
+        let resumed = options.resume.as_deref().map(|path| find_checkpoint(path, &progress)).transpose()?;
+        let mut state = TrainState::new(backend, config)?;
+        let mut normalizer = Normalizer::new(config.channels, config.normalize_batches);
+        let (mut window, mut seconds_before) = (Window::default(), 0.0);
+        let mut preset = options.preset_name.clone();
+        let (run_dir, metrics, events);
+        if let Some((path, checkpoint)) = resumed {
+            let saved: Resumable = serde_json::from_value(checkpoint.state)
+                .map_err(|e| Error::input(&path, format!("its state cannot be used: {e}")))?;
+            check_same(config, &checkpoint.config_toml, &path)?;
+            if saved.fingerprint != dataset.fingerprint() {
+                let what = "its pictures are not those of `data`: the same pictures are needed to go on exactly";
+                return Err(Error::input(&path, format!("{what} (data = {})", config.data)));
+            }
+            import_model(backend, &mut state.weights, &checkpoint.model)?;
+            state.import_optimizer(backend, &checkpoint.optimizer, checkpoint.step)?;
+            (normalizer, window, seconds_before, preset) =
+                (saved.normalizer, saved.window, saved.seconds, saved.preset);
+            run_dir = RunDir::resume(&path)?;
+            metrics = MetricsLog::resume(&run_dir.metrics_path(), checkpoint.step)?;
+            events = EventWriter::resume(run_dir.root(), checkpoint.step)?;
+            progress.line(&format!("resumed from {} (step {})", path.display(), checkpoint.step));
+        } else {
+            run_dir = RunDir::create(options.run_dir.as_deref(), &preset)?;
+            metrics = MetricsLog::create(&run_dir.metrics_path())?;
+            events = EventWriter::create(run_dir.root())?;
+        }
+        run_dir.write_config(&config.to_toml())?;
+        let now = Instant::now();
+        Ok(Trainer {
+            backend,
+            options,
+            config,
+            dataset,
+            split,
+            state,
+            normalizer,
+            window,
+            run_dir,
+            metrics,
+            events,
+            progress,
+            preset,
+            seconds_before,
+            started: now,
+            images_this_session: 0,
+            stepping: Duration::ZERO,
+            logged: (now, 0.0),
+            valid: None,
+            samples: None,
+            saved: (None, now),
+            order: (None, Vec::new()),
+            pixels: Vec::new(),
+        })
+    }
+
+    fn steps_per_epoch(&self) -> u64 {
+        ((self.split.train.len() * self.config.repeat).div_ceil(self.config.batch_size) as u64).max(1)
+    }
+
+    fn total_steps(&self) -> u64 {
+        match self.config.steps {
+            0 => self.config.epochs as u64 * self.steps_per_epoch(),
+            steps => steps as u64,
+        }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.seconds_before + self.started.elapsed().as_secs_f64()
+    }
+
+    /// What is about to happen, in a few aligned lines.
+    fn announce(&self) {
+        let c = self.config;
+        let (train, valid) = (self.split.train.len(), self.split.valid.len());
+        let objective = format!("{} {}, {} schedule", c.get("predict"), c.get("loss"), c.get("schedule"));
+        let objective = objective.replace('"', "");
+        self.progress.line(&format!("data    {} ({train} to train, {valid} held back)", self.dataset.description()));
+        self.progress.line(&format!(
+            "model   seed family, {} parameters, widths {:?}, depth {}; {objective}",
+            grouped(self.state.net.layout.parameter_count() as u64),
+            c.widths,
+            c.block_depth
+        ));
+        self.progress.line(&format!(
+            "plan    {} steps of {} images, {} steps an epoch; run {}",
+            grouped(self.total_steps()),
+            c.batch_size,
+            grouped(self.steps_per_epoch()),
+            self.run_dir.root().display()
+        ));
+    }
+
+    fn run(mut self, interrupt: &Interrupt) -> Result<TrainSummary> {
+        self.announce();
+        let (total, per_epoch) = (self.total_steps(), self.steps_per_epoch());
+        if self.state.step >= total {
+            return Err(Error::Usage(format!(
+                "the run has {} steps already, {total} are asked for; give more with --epochs or --steps",
+                self.state.step
+            )));
+        }
+        while self.state.step < total {
+            let epoch = self.state.step / per_epoch;
+            let end = ((epoch + 1) * per_epoch).min(total);
+            let images = (end - self.state.step) * self.config.batch_size as u64;
+            let task = self.progress.task(&format!("epoch {}", epoch + 1), images, "images");
+            while self.state.step < end {
+                let began = Instant::now();
+                let (values, images) = self.step(epoch)?;
+                self.stepping += began.elapsed();
+                self.images_this_session += images as u64;
+                if !values.loss.is_finite() {
+                    return Err(self.not_finite(&values));
+                }
+                self.window.add(&values, images);
+                task.message(&format!("loss {:.4}", self.window.mean().loss));
+                task.advance(images as u64);
+                if self.state.step.is_multiple_of(LOG_EVERY) || self.state.step == total {
+                    self.log_training(epoch)?;
+                }
+                let eval_every = self.config.eval_every as u64;
+                if eval_every > 0 && self.state.step.is_multiple_of(eval_every) && self.state.step < end {
+                    self.validate(epoch)?;
+                }
+                if interrupt.requested() && self.state.step < end {
+                    return self.stop(epoch);
+                }
+                if self.saved.1.elapsed() > SAVE_EVERY {
+                    self.save(epoch)?;
+                }
+            }
+            task.finish();
+            self.validate(epoch)?;
+            self.draw_samples(epoch)?;
+            self.save(epoch)?;
+            if interrupt.requested() && self.state.step < total {
+                return self.stop(epoch);
+            }
+        }
+        self.finish()
+    }
+
+    /// One training step; the number of its images.
+    fn step(&mut self, epoch: u64) -> Result<(LossValues, usize)> {
+        if self.order.0 != Some(epoch) {
+            let order = data::epoch_order(&self.split.train, self.config.repeat, self.config.seed, epoch);
+            self.order = (Some(epoch), order);
+        }
+        let position = (self.state.step % self.steps_per_epoch()) as usize * self.config.batch_size;
+        let end = (position + self.config.batch_size).min(self.order.1.len());
+        let flip =
+            self.config.flip.then_some(FlipKey { seed: self.config.seed, epoch, first_position: position as u64 });
+        let indices = &self.order.1[position..end];
+        self.pixels.resize(indices.len() * self.dataset.image_bytes(), 0);
+        data::fill_batch(self.dataset, indices, flip, &mut self.pixels);
+        self.normalizer.gather(&self.pixels);
+        let images = normalized(self.backend, &self.normalizer, self.dataset, &self.pixels)?;
+        let key = |purpose| NoiseKey { seed: self.config.seed, purpose, step: self.state.step, first_image: 0 };
+        let (noise, times) = draw(self.backend, images.shape, key(Purpose::Noise), key(Purpose::Times))?;
+        let batch = Batch { images: &images, noise: &noise, times: &times };
+        Ok((self.state.train_step(self.backend, &batch)?, end - position))
+    }
+
+    fn not_finite(&self, values: &LossValues) -> Error {
+        let kept = match &self.saved.0 {
+            Some(path) => format!("the last good checkpoint is {}", path.display()),
+            None => "no checkpoint had been saved in this session".into(),
+        };
+        Error::Failed(format!(
+            "the loss is {} at step {}; training stopped and {kept}. Try a smaller learning rate (lr = {})",
+            values.loss,
+            self.state.step + 1,
+            self.config.lr
+        ))
+    }
+
+    fn record(&self, epoch: u64, split: LogSplit, v: &LossValues, images_per_second: f64) -> Record {
+        Record {
+            step: self.state.step,
+            epoch: epoch + 1,
+            split,
+            loss: v.loss,
+            noise_loss: v.noise_loss,
+            image_loss: v.image_loss,
+            lr: self.config.lr,
+            images_per_second,
+            seconds: self.seconds(),
+        }
+    }
+
+    fn log(&mut self, prefix: &str, record: &Record) -> Result<()> {
+        self.metrics.append(record)?;
+        for (name, value) in
+            [("loss", record.loss), ("noise_loss", record.noise_loss), ("image_loss", record.image_loss)]
+        {
+            self.events.scalar(&format!("{name}/{prefix}"), record.step, value)?;
+        }
+        if prefix == "train" {
+            self.events.scalar("images_per_second", record.step, record.images_per_second)?;
+            self.events.scalar("lr", record.step, record.lr)?;
+        }
+        Ok(())
+    }
+
+    fn log_training(&mut self, epoch: u64) -> Result<()> {
+        let stepping = self.stepping.as_secs_f64();
+        let rate = (self.images_this_session as f64 - self.logged.1) / self.logged.0.elapsed().as_secs_f64().max(1e-9);
+        let _ = stepping;
+        self.logged = (Instant::now(), self.images_this_session as f64);
+        let record = self.record(epoch, LogSplit::Train, &self.window.mean(), rate);
+        // A last record within a window is extra: the window goes on in a run that is extended.
+        if self.state.step.is_multiple_of(LOG_EVERY) {
+            self.window = Window::default();
+        }
+        self.log("train", &record)
+    }
+
+    /// Losses of the pictures held back, always with the same times and noise.
+    fn validate(&mut self, epoch: u64) -> Result<()> {
+        let valid = std::mem::take(&mut self.split.valid);
+        let result = self.validate_on(&valid, epoch);
+        self.split.valid = valid;
+        self.logged = (Instant::now(), self.images_this_session as f64);
+        result
+    }
+
+    fn validate_on(&mut self, valid: &[u32], epoch: u64) -> Result<()> {
+        if valid.is_empty() {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let mut window = Window::default();
+        for (i, indices) in valid.chunks(self.config.batch_size).enumerate() {
+            self.pixels.resize(indices.len() * self.dataset.image_bytes(), 0);
+            data::fill_batch(self.dataset, indices, None, &mut self.pixels);
+            let images = normalized(self.backend, &self.normalizer, self.dataset, &self.pixels)?;
+            let first_image = (i * self.config.batch_size) as u64;
+            let key = |purpose| NoiseKey { seed: self.config.seed, purpose, step: 0, first_image };
+            let (noise, times) = draw(self.backend, images.shape, key(Purpose::ValidNoise), key(Purpose::ValidTimes))?;
+            let batch = Batch { images: &images, noise: &noise, times: &times };
+            window.add(&self.state.evaluate(self.backend, &batch)?, indices.len());
+        }
+        let mean = window.mean();
+        let rate = valid.len() as f64 / began.elapsed().as_secs_f64().max(1e-9);
+        let record = self.record(epoch, LogSplit::Valid, &mean, rate);
+        self.valid = Some([mean.loss, mean.noise_loss, mean.image_loss]);
+        self.progress.line(&format!(
+            "step {:>6}  valid  noise_loss {:.4}  image_loss {:.4}",
+            self.state.step, mean.noise_loss, mean.image_loss
+        ));
+        self.log("valid", &record)
+    }
+
+    /// A grid of samples from noise that is the same at every epoch.
+    fn draw_samples(&mut self, epoch: u64) -> Result<()> {
+        let count = self.config.sample_count;
+        if count == 0 {
+            return Ok(());
+        }
+        let mut weights = self.state.sampling_weights(self.backend)?;
+        let request = crate::sample::Request {
+            count,
+            first: 0,
+            steps: self.config.sample_steps,
+            seed: self.config.seed,
+            image_size: self.config.image_size,
+            channels: self.config.channels,
+        };
+        let model = crate::sample::Model {
+            net: &self.state.net,
+            diffusion: &self.state.diffusion,
+            mean: self.normalizer.mean(),
+            std: self.normalizer.std(),
+        };
+        let pictures = crate::sample::draw(self.backend, &model, &mut weights, &request, |_, _| Ok(()))?;
+        let grid = picture::grid(&pictures, None, picture::PADDING)?;
+        let grid = grid.upscale((64 / self.config.image_size).max(1));
+        let path = self.run_dir.sample_path(epoch + 1);
+        let png = grid.png_bytes()?;
+        crate::train::run_dir::write_atomic(&path, &png)?;
+        self.events.image_png("samples", self.state.step, grid.width, grid.height, &png)?;
+        self.events.flush()?;
+        self.samples = Some(path);
+        Ok(())
+    }
+
+    fn save(&mut self, epoch: u64) -> Result<()> {
+        let state = Resumable {
+            preset: self.preset.clone(),
+            fingerprint: self.dataset.fingerprint().into(),
+            seconds: self.seconds(),
+            normalizer: self.normalizer.clone(),
+            window: self.window,
+        };
+        let state =
+            serde_json::to_value(&state).map_err(|e| Error::Failed(format!("cannot write the run's state: {e}")))?;
+        let mut model = self.state.export_model(self.backend)?;
+        let shape = vec![self.config.channels];
+        let (mean, std) = (self.normalizer.mean(), self.normalizer.std());
+        model.push(NamedTensor { name: NORMALIZER_MEAN.into(), shape: shape.clone(), data: mean });
+        model.push(NamedTensor { name: NORMALIZER_STD.into(), shape, data: std });
+        let checkpoint = Checkpoint {
+            config_toml: self.config.to_toml(),
+            step: self.state.step,
+            epoch: epoch + 1,
+            state,
+            model,
+            optimizer: self.state.export_optimizer(self.backend)?,
+        };
+        self.events.flush()?;
+        let path = checkpoint::save(&self.run_dir.checkpoints(), &checkpoint)?;
+        checkpoint::prune(self.run_dir.root(), KEEP)?;
+        self.saved = (Some(path), Instant::now());
+        Ok(())
+    }
+
+    /// Saves and says how to go on.
+    fn stop(mut self, epoch: u64) -> Result<TrainSummary> {
+        self.save(epoch)?;
+        Err(Error::Interrupted(format!(
+            "stopped after step {} of {}, saved; go on with\n  ddim-engine train --resume {}",
+            self.state.step,
+            self.total_steps(),
+            self.run_dir.root().display()
+        )))
+    }
+
+    fn finish(self) -> Result<TrainSummary> {
+        let summary = TrainSummary {
+            run_dir: self.run_dir.root().to_path_buf(),
+            preset: self.preset.clone(),
+            device: self.options.device.clone(),
+            parameters: self.state.net.layout.parameter_count(),
+            steps: self.state.step,
+            epochs: self.state.step.div_ceil(self.steps_per_epoch()),
+            seconds: self.seconds(),
+            images_per_second: self.images_this_session as f64 / self.stepping.as_secs_f64().max(1e-9),
+            valid: self.valid,
+            samples: self.samples.clone(),
+            checkpoint: self.saved.0.clone().unwrap_or_default(),
+        };
+        let json = serde_json::to_value(&summary)
+            .map_err(|e| Error::Failed(format!("cannot write the run's summary: {e}")))?;
+        self.run_dir.write_summary(&json)?;
+        Ok(summary)
+    }
+}
+
+/// The checkpoint that `path` (a run or one of its checkpoints) stands for.
+fn find_checkpoint(path: &Path, progress: &Progress) -> Result<(PathBuf, Checkpoint)> {
+    let root = RunDir::root_of(path)?;
+    let is_one = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("step-"));
+    if is_one {
+        return Ok((path.to_path_buf(), checkpoint::load(path)?));
+    }
+    let Some(latest) = checkpoint::latest(&root)? else {
+        return Err(Error::input(path, "the run has no checkpoint yet; start it again without --resume"));
+    };
+    for damaged in &latest.skipped {
+        let problem = damaged.problem.as_deref().unwrap_or("damaged");
+        progress.line(&format!("passed over {}: {problem}", damaged.path.display()));
+    }
+    let checkpoint = checkpoint::load(&latest.path)?;
+    Ok((latest.path, checkpoint))
+}
+
+/// Refuses a checkpoint of another configuration, by key.
+fn check_same(config: &Config, saved: &str, path: &Path) -> Result<()> {
+    let saved = Config::from_toml(saved)?;
+    let keys: Vec<&str> =
+        crate::config::KEYS.iter().map(|k| k.name).filter(|name| !MAY_CHANGE.contains(name)).collect();
+    match config.differences(&saved, &keys).first() {
+        None => Ok(()),
+        Some((key, ours, theirs)) => Err(Error::input(
+            path,
+            format!("is a checkpoint of another configuration: {key} is {theirs} there and {ours} here"),
+        )),
+    }
+}
+
+/// Normalised pictures on the device.
+fn normalized<B: Backend>(backend: &B, n: &Normalizer, dataset: &Dataset, pixels: &[u8]) -> Result<Tensor<B>> {
+    let (size, c) = (dataset.image_size(), dataset.channels());
+    let mut images = Tensor::new(backend, Shape::new(pixels.len() / dataset.image_bytes(), size, size, c))?;
+    let bytes = backend.upload_bytes(pixels)?;
+    backend.normalize(&bytes, &n.mean(), &n.std(), images.view_mut())?;
+    Ok(images)
+}
+
+/// Noise and times of a batch.
+fn draw<B: Backend>(backend: &B, shape: Shape, noise: NoiseKey, times: NoiseKey) -> Result<(Tensor<B>, B::Buffer)> {
+    let mut tensor = Tensor::new(backend, shape)?;
+    backend.fill_normal(noise, shape.h * shape.w * shape.c, tensor.view_mut())?;
+    let mut buffer = backend.alloc(shape.n)?;
+    backend.fill_uniform(times, B::all_mut(&mut buffer))?;
+    Ok((tensor, buffer))
+}
+
+/// 3562211 as "3,562,211".
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// Everything that a step needs but pictures: for measuring one.
+///
+/// # Errors
+/// Out of memory, or the device failed.
+pub fn bench_step<B: Backend>(backend: &B, config: &Config, repeat: usize) -> Result<Vec<f64>> {
+    let mut state = TrainState::<B>::new(backend, config)?;
+    let shape = Shape::new(config.batch_size, config.image_size, config.image_size, config.channels);
+    let key = |purpose, step| NoiseKey { seed: config.seed, purpose, step, first_image: 0 };
+    let (images, _) = draw(backend, shape, key(Purpose::Picture, 0), key(Purpose::Times, 0))?;
+    let mut seconds = Vec::new();
+    for step in 0..repeat as u64 + 2 {
+        let began = Instant::now();
+        let (noise, times) = draw(backend, shape, key(Purpose::Noise, step), key(Purpose::Times, step))?;
+        state.train_step(backend, &Batch { images: &images, noise: &noise, times: &times })?;
+        if step >= 2 {
+            seconds.push(began.elapsed().as_secs_f64());
+        }
+    }
+    Ok(seconds)
+}
