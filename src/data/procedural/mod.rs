@@ -15,7 +15,7 @@ mod paint;
 mod scene;
 
 /// Goes up when the same index would give another picture.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// Below this size a picture is the average of a larger one: its details are smaller than what the edges' antialiasing can follow.
 const DIRECT: usize = 32;

@@ -1,7 +1,7 @@
 //! From a scene to pixels. Each pixel is composed front to back: heart, rings of petals, stem and leaves, background. Edges are
 //! antialiased by distance, so one sample per pixel is enough.
 
-use super::maths::{Rgb, angle, coverage, mix, scale, smooth, wave};
+use super::maths::{Rgb, angle, coverage, floor, mix, scale, smooth, wave};
 use super::scene::{Leaf, Ring, STEPS, Scene};
 
 /// What has been composed so far, front to back.
@@ -17,8 +17,8 @@ impl Layers {
     #[inline]
     fn add(&mut self, colour: Rgb, cover: f32) {
         let share = (1.0 - self.cover) * cover;
-        for i in 0..3 {
-            self.colour[i] += share * self.light * colour[i];
+        for (sum, value) in self.colour.iter_mut().zip(colour) {
+            *sum += share * self.light * value;
         }
         self.cover += share;
     }
@@ -63,8 +63,8 @@ pub(super) fn pixel(scene: &Scene, x: f32, y: f32, pixel: f32, cut_out: bool) ->
     }
     if cover > 0.0 || !cut_out {
         let vignette = 1.0 - scene.vignette * (x * x + y * y);
-        for i in 0..3 {
-            colour[i] *= scene.exposure[i] * vignette;
+        for (value, exposure) in colour.iter_mut().zip(scene.exposure) {
+            *value *= exposure * vignette;
         }
     }
     (colour, cover)
@@ -110,7 +110,7 @@ fn heart(scene: &Scene, x: f32, y: f32, pixel: f32, layers: &mut Layers) {
         && r < stamens.length + stamens.anther_radius + pixel
     {
         let position = (angle(x, y) - stamens.turn) * stamens.count;
-        let nearest = position.round();
+        let nearest = floor(position + 0.5);
         // Small angles: across = r * angle. Every second one is shorter.
         let across = (position - nearest) / stamens.count * std::f32::consts::TAU * r;
         let length = if (nearest as i32) & 1 == 0 { stamens.length } else { stamens.length * 0.8 };
@@ -162,7 +162,7 @@ fn petals(scene: &Scene, ring: &Ring, x: f32, y: f32, pixel: f32, layers: &mut L
     }
     let count = ring.count as i32;
     let position = (angle(x, y) - ring.turn) * ring.count as f32;
-    let nearest = position.round();
+    let nearest = floor(position + 0.5);
     let side = if position >= nearest { 1 } else { -1 };
     let first = (nearest as i32).rem_euclid(count);
     let second = (first + side).rem_euclid(count);
@@ -252,8 +252,8 @@ fn hypot(x: f32, y: f32) -> f32 {
 
 /// Dots on a slanted grid along a petal, larger towards the base.
 fn speckle(u: f32, s: f32, index: usize, pixels: f32) -> f32 {
-    let (gu, gs) = (u * 13.0 + index as f32 * 0.37, s * 3.2 + (u * 13.0).floor() * 0.5);
-    let (du, ds) = (gu - gu.floor() - 0.5, gs - gs.floor() - 0.5);
+    let (gu, gs) = (u * 13.0 + index as f32 * 0.37, s * 3.2 + floor(u * 13.0) * 0.5);
+    let (du, ds) = (gu - floor(gu) - 0.5, gs - floor(gs) - 0.5);
     let d = (du * du + ds * ds).sqrt();
     let visible = (pixels / 26.0 - 0.5).clamp(0.0, 1.0);
     visible * 0.75 * ((0.36 * (1.2 - u) - d) * 8.0).clamp(0.0, 1.0)

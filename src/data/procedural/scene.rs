@@ -463,7 +463,7 @@ fn flower(draw: &mut Draw, kind: Kind, radius: f32, depth: f32) -> (Vec<Ring>, H
             (habit.foot, habit.tip) = (3, draw.count(3, 4) as u32);
             habit.colours = [draw.pick(&[lime, YELLOW, deep, WHITE]), base, draw.pick(&[base, glow, deep])];
             habit.speckles = draw.chance(0.6);
-            habit.stripe = draw.chance(0.6).then(|| (if pale { CORAL } else { glow }, 0.45));
+            habit.stripe = draw.chance(0.6).then_some((if pale { CORAL } else { glow }, 0.45));
             habit.wild = 0.35;
             habit.dome = 0.26;
             lengths = vec![1.0, 0.97];
