@@ -6,8 +6,9 @@ use ddim_engine::ops::adam::reference::{Element, adam_step};
 use ddim_engine::ops::adam::{Adam, AdamParams, AdamState};
 use ops_support::{Cpus, Fill, Guarded, Input, assert_scaled, assert_shape_error, norm, to_f64};
 
-/// Relative 2-norm of weights, moments and averages after several steps in f32.
-const TOLERANCE: f64 = 1e-6;
+/// Relative 2-norm of weights, moments and averages after several steps in f32. Measured: at most 1.5e-7. Beta2 in
+/// single precision before it is taken from 1 would be 1.3e-5 in the second moment.
+const TOLERANCE: f64 = 5e-7;
 
 /// Buffers on the host, before or after.
 #[derive(Clone)]
@@ -139,8 +140,10 @@ fn nothing_moves_without_gradient_and_decay() {
     let cpus = Cpus::new();
     let start = Buffers::start(Fill::new(5).f32s(0, 40));
     cpus.check("no gradient", |cpu, name| {
-        let got = start.step(cpu, &AdamParams::new(1e-3, 0.0, true, 1), &[0.0; 40], true);
+        let h = AdamParams { ema_decay: 0.999, ..AdamParams::new(1e-3, 0.0, true, 1) };
+        let got = start.step(cpu, &h, &[0.0; 40], true);
         assert_eq!(got.params, start.params, "{name}");
+        assert_eq!(got.ema, start.ema, "{name}: the average of what does not move");
         got.all()
     });
 }

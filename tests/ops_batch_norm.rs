@@ -14,10 +14,11 @@ use ops_support::{
     Cpus, Fill, Guarded, Input, assert_close, assert_scaled, assert_shape_error, norm, rms, to_f32, to_f64,
 };
 
-/// Relative 2-norm of coefficients and running statistics. Inputs are rounded to f32 before the device sees them.
+/// Relative 2-norm of coefficients and running statistics. Inputs are rounded to f32 before the device sees them. Measured: at
+/// most 5e-8, 5.3e-7 for a running mean that cancels.
 const COEFFICIENTS: f64 = 1e-6;
-/// Relative 2-norm of gradients, where sums of taps * K terms cancel.
-const GRADIENTS: f64 = 1e-5;
+/// Relative 2-norm of gradients. Measured: at most 5.7e-7, but 1.9e-6 for a and b of a batch of two pixels, where they cancel.
+const GRADIENTS: f64 = 5e-6;
 
 /// A batch of two tensors (the second may be constant over an image) with its learned and running parameters.
 struct Batch {

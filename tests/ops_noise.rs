@@ -13,12 +13,12 @@ use ops_support::{
 };
 use proptest::prelude::*;
 
-/// Largest |difference| of a normal number from the exact transform of its words (radii reach 5.8).
-const NORMAL: f64 = 5e-6;
-/// Relative 2-norm of two products and a sum.
+/// Largest |difference| of a normal number from the exact transform of its words (radii reach 5.8). Measured: at most 5.2e-7.
+const NORMAL: f64 = 1e-6;
+/// Relative 2-norm of two products and a sum. Measured: at most 5.7e-8.
 const Q_SAMPLE: f64 = 2e-7;
-/// Relative to the size of the pixels.
-const PIXELS: f64 = 3e-7;
+/// Relative to the size of the pixels. Measured: at most 1.6e-8.
+const PIXELS: f64 = 1e-7;
 
 const KEY: NoiseKey = NoiseKey { seed: 0x1234_5678_9ABC_DEF0, purpose: Purpose::Noise, step: 7, first_image: 5 };
 

@@ -13,10 +13,10 @@ use ops_support::{
 };
 use proptest::prelude::*;
 
-/// Relative 2-norm: at most four terms.
+/// Relative 2-norm: at most sixteen terms. Measured: at most 1.0e-7.
 const TOLERANCE: f64 = 2e-7;
-/// Statistics, relative to the output's size.
-const STATS_TOLERANCE: f64 = 1e-5;
+/// Statistics, relative to the output's size. Measured: at most 8.0e-6 (sums of squares over 4096 pixels, one after the other).
+const STATS_TOLERANCE: f64 = 2e-5;
 
 fn sizes() -> Vec<ResampleDims> {
     let mut sizes: Vec<ResampleDims> = CHANNELS
@@ -146,7 +146,7 @@ fn stats_survive_a_large_mean() {
         let want = stats(&to_f64(&y), 2, pixels, 19);
         for (got, want) in got.chunks_exact(2).zip(want.chunks_exact(2)) {
             assert_close(&format!("mean on {name}"), &got[..1], &want[..1], 1e-7);
-            assert_close(&format!("m2 on {name}"), &got[1..], &want[1..], 1e-4);
+            assert_close(&format!("m2 on {name}"), &got[1..], &want[1..], 3e-5); // measured: 1.0e-5
         }
         got
     };

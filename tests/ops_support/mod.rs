@@ -115,6 +115,7 @@ pub fn assert_scaled(name: &str, got: &[f64], want: &[f64], scale: f64, toleranc
     if std::env::var_os("DDIM_SHOW_ERRORS").is_some() {
         println!("error {error:.2e} of {tolerance:.0e}  {name}");
     }
+    #[allow(clippy::neg_cmp_op_on_partial_ord)] // a NaN must fail
     if !(error <= tolerance) {
         let (worst, at) = max_error(got, want);
         panic!(
@@ -157,6 +158,7 @@ impl<B: Memory> Guarded<B> {
     }
 
     /// The part that the operation gets.
+    #[allow(clippy::single_range_in_vec_init)] // one view is meant
     pub fn view_mut(&mut self) -> B::SliceMut<'_> {
         let [view] = B::slices_mut(&mut self.buffer, [self.lead..self.lead + self.len]);
         view

@@ -10,8 +10,10 @@ const OP: &str = "adam";
 /// The constants of a step, in float32 as they are applied.
 #[derive(Clone, Copy)]
 struct Constants {
-    beta1: f32,
-    beta2: f32,
+    /// 1 - beta1, rounded once: 1 - (0.999 in float32) would be off by 1.3e-5, and so would the second moment.
+    gain1: f32,
+    /// 1 - beta2.
+    gain2: f32,
     step_size: f32,
     /// 1 / sqrt(1 - beta2^t).
     correction: f32,
@@ -20,14 +22,15 @@ struct Constants {
     shrink: f32,
     /// Adam: factor of the weight in the gradient. AdamW: 0.
     decay: f32,
-    ema: f32,
+    /// 1 - decay of the average.
+    gain_ema: f32,
 }
 
 #[inline(always)]
 fn update(k: &Constants, p: &mut f32, g: f32, m: &mut f32, v: &mut f32) {
     let g = g + k.decay * *p;
-    *m = k.beta1 * *m + (1.0 - k.beta1) * g;
-    *v = k.beta2 * *v + (1.0 - k.beta2) * (g * g);
+    *m += k.gain1 * (g - *m);
+    *v += k.gain2 * (g * g - *v);
     *p = *p * k.shrink - k.step_size * (*m / (v.sqrt() * k.correction + k.eps));
 }
 
@@ -43,14 +46,14 @@ impl Adam for Cpu {
         let t = f64::from(params.step);
         let decoupled = params.decoupled != 0;
         let constants = Constants {
-            beta1: params.beta1 as f32,
-            beta2: params.beta2 as f32,
+            gain1: (1.0 - params.beta1) as f32,
+            gain2: (1.0 - params.beta2) as f32,
             step_size: (params.lr / (1.0 - params.beta1.powf(t))) as f32,
             correction: (1.0 / (1.0 - params.beta2.powf(t)).sqrt()) as f32,
             eps: params.eps as f32,
             shrink: if decoupled { (1.0 - params.lr * params.weight_decay) as f32 } else { 1.0 },
             decay: if decoupled { 0.0 } else { params.weight_decay as f32 },
-            ema: params.ema_decay as f32,
+            gain_ema: (1.0 - params.ema_decay) as f32,
         };
         let ema: Vec<&mut [f32]> = match state.ema {
             Some(ema) => {
@@ -67,7 +70,7 @@ impl Adam for Cpu {
                 update(&constants, p, g, m, v);
             }
             for (ema, p) in ema.iter_mut().zip(p.iter()) {
-                *ema = constants.ema * *ema + (1.0 - constants.ema) * p;
+                *ema += constants.gain_ema * (p - *ema);
             }
         });
         Ok(())
