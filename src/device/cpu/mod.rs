@@ -9,6 +9,7 @@ pub use simd::Isa;
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Mutex;
 
 use crate::error::{Error, Result};
 use memory::Store;
@@ -68,12 +69,24 @@ impl Cpu {
 
     /// Runs `work` on every item, on all workers. Items must not depend on each other.
     pub(crate) fn for_each<T: Send>(&self, items: Vec<T>, work: impl Fn(T) + Sync + Send) {
-        use rayon::prelude::*;
         if items.len() == 1 || self.threads == 1 {
             items.into_iter().for_each(work);
-        } else {
-            self.pool.install(|| items.into_par_iter().with_max_len(1).for_each(work));
+            return;
         }
+        // Each item waits in a slot of its own for the worker that draws its number.
+        let slots: Vec<Mutex<Option<T>>> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
+        self.run_all(slots.len(), &|i| {
+            let item = slots[i].lock().unwrap_or_else(|e| e.into_inner()).take();
+            if let Some(item) = item {
+                work(item);
+            }
+        });
+    }
+
+    /// Calls `work` with 0..count, on all workers. Not generic: the machinery of the thread pool is compiled once.
+    fn run_all(&self, count: usize, work: &(dyn Fn(usize) + Sync)) {
+        use rayon::prelude::*;
+        self.pool.install(|| (0..count).into_par_iter().with_max_len(1).for_each(work));
     }
 
     /// Runs plain Rust `work` on every item, on all workers, compiled for the chosen instruction set (so that its loops are
