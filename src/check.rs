@@ -177,9 +177,9 @@ fn read_config(path: &Path, metadata: &BTreeMap<String, String>) -> Result<(File
     let levels = f.widths.len();
     let fits = (1..=16).contains(&levels)
         && f.image_size > 0
-        && f.image_size % (1 << levels) == 0
+        && f.image_size.is_multiple_of(1 << levels)
         && f.embedding_dim > 0
-        && f.embedding_dim % 2 == 0
+        && f.embedding_dim.is_multiple_of(2)
         && f.block_depth > 0
         && f.channels > 0
         && f.batch > 0

@@ -81,6 +81,7 @@ impl<M: Memory> Tensor<M> {
 
     /// An exclusive view of all elements.
     pub fn view_mut(&mut self) -> M::SliceMut<'_> {
+        #[allow(clippy::single_range_in_vec_init)] // one view, not a list of numbers
         let [all] = M::slices_mut(&mut self.data, [0..self.shape.len()]);
         all
     }

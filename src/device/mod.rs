@@ -52,6 +52,7 @@ pub trait Memory {
     /// An exclusive view of the whole buffer.
     fn all_mut(buffer: &mut Self::Buffer) -> Self::SliceMut<'_> {
         let len = Self::buffer_len(buffer);
+        #[allow(clippy::single_range_in_vec_init)] // one view, not a list of numbers
         let [all] = Self::slices_mut(buffer, [0..len]);
         all
     }

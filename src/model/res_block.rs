@@ -197,8 +197,8 @@ impl ResBlock {
         Ok(coefficients)
     }
 
-    /// Gradients of the inputs from `dy` [N, H, W, K]; gradients of parameters accumulate into `grads`. `add0` and `add1` are the
-    /// gradients that other uses of x0 and x1 have left.
+    /// Gradients of the inputs from `dy` [N, H, W, K]; gradients of parameters accumulate into `grads`. `add0` is the
+    /// gradient that another use of x0 has left.
     ///
     /// # Errors
     /// Shapes that do not fit, out of memory, a failing device.
@@ -210,7 +210,6 @@ impl ResBlock {
         ctx: ResBlockCtx<B>,
         dy: Tensor<B>,
         add0: Option<Tensor<B>>,
-        add1: Option<Tensor<B>>,
     ) -> Result<InputGradients<B>> {
         let s = dy.shape;
         let (c, k) = (self.c0 + self.c1, self.k);
@@ -302,7 +301,6 @@ impl ResBlock {
             Epilogue {
                 affine: Some((operand::<B>(x0, x1, false), B::slice(&ab, 0..out_c), B::slice(&ab, c..c + out_c))),
                 add0: add0.as_ref().map(Tensor::view),
-                add1: add1.as_ref().map(Tensor::view),
                 ..Epilogue::default()
             },
             Output { y0: dx0.view_mut(), y1: dx1.as_mut().map(Tensor::view_mut), k0: self.c0, stats: None },

@@ -128,7 +128,7 @@ impl SeedUnet {
     /// Refuses pictures that the levels cannot halve.
     fn check_input(&self, s: Shape) -> Result<()> {
         let multiple = 1 << self.dims.widths.len();
-        if s.c == self.dims.channels && s.h % multiple == 0 && s.w % multiple == 0 && !s.is_empty() {
+        if s.c == self.dims.channels && s.h.is_multiple_of(multiple) && s.w.is_multiple_of(multiple) && !s.is_empty() {
             return Ok(());
         }
         let what =
@@ -275,7 +275,7 @@ impl SeedUnet {
             let mut grads_of_level = Vec::new();
             for block in level.iter().rev() {
                 let ctx = contexts.pop().ok_or_else(lost_context)?;
-                let dx = block.backward(backend, weights, grads, ctx, dy, None, None)?;
+                let dx = block.backward(backend, weights, grads, ctx, dy, None)?;
                 dy = dx.dx0;
                 grads_of_level.push(dx.dx1);
             }
@@ -287,8 +287,8 @@ impl SeedUnet {
             skip_grads.push(grads_of_level);
         }
         let [ctx0, ctx1] = mid;
-        dy = self.mid[1].backward(backend, weights, grads, ctx1, dy, None, None)?.dx0;
-        dy = self.mid[0].backward(backend, weights, grads, ctx0, dy, None, None)?.dx0;
+        dy = self.mid[1].backward(backend, weights, grads, ctx1, dy, None)?.dx0;
+        dy = self.mid[0].backward(backend, weights, grads, ctx0, dy, None)?.dx0;
 
         // Down levels, last first. A skip's gradient joins where the block's output was used next: in the pooling for the last
         // block of a level, in the following block for the others.
@@ -305,7 +305,7 @@ impl SeedUnet {
             for block in level.iter().rev() {
                 let ctx = contexts.pop().ok_or_else(lost_context)?;
                 let add = waiting.pop().flatten();
-                dy = block.backward(backend, weights, grads, ctx, dy, add, None)?.dx0;
+                dy = block.backward(backend, weights, grads, ctx, dy, add)?.dx0;
             }
         }
 

@@ -192,7 +192,8 @@ struct Trainer<'a, B: Backend> {
     images_this_session: u64,
     /// Time in steps of this session, without validation, samples and saving.
     stepping: Duration,
-    logged: (Instant, f64),
+    /// `stepping` and `images_this_session` at the last training record.
+    logged: (Duration, u64),
     valid: Option<[f64; 3]>,
     samples: Option<PathBuf>,
     saved: (Option<PathBuf>, Instant),
@@ -251,7 +252,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             started: now,
             images_this_session: 0,
             stepping: Duration::ZERO,
-            logged: (now, 0.0),
+            logged: (Duration::ZERO, 0),
             valid: None,
             samples: None,
             saved: (None, now),
@@ -410,10 +411,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
     }
 
     fn log_training(&mut self, epoch: u64) -> Result<()> {
-        let stepping = self.stepping.as_secs_f64();
-        let rate = (self.images_this_session as f64 - self.logged.1) / self.logged.0.elapsed().as_secs_f64().max(1e-9);
-        let _ = stepping;
-        self.logged = (Instant::now(), self.images_this_session as f64);
+        let (time, images) = (self.stepping, self.images_this_session);
+        let rate = (images - self.logged.1) as f64 / (time - self.logged.0).as_secs_f64().max(1e-9);
+        self.logged = (time, images);
         let record = self.record(epoch, LogSplit::Train, &self.window.mean(), rate);
         // A last record within a window is extra: the window goes on in a run that is extended.
         if self.state.step.is_multiple_of(LOG_EVERY) {
@@ -427,7 +427,6 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let valid = std::mem::take(&mut self.split.valid);
         let result = self.validate_on(&valid, epoch);
         self.split.valid = valid;
-        self.logged = (Instant::now(), self.images_this_session as f64);
         result
     }
 

@@ -228,6 +228,7 @@ pub trait Conv: Memory {
     ///
     /// # Errors
     /// [`Error::Shape`] where a view does not fit.
+    #[allow(clippy::too_many_arguments)] // four groups of operands, two filters, two directions: each is a type of its own
     fn conv<'a>(
         &self,
         dims: &ConvDims,

@@ -7,7 +7,7 @@ use crate::ops::expect_len;
 
 fn channels(op: &'static str, mean: &[f32], std: &[f32], len: usize) -> Result<usize> {
     let c = mean.len();
-    if c == 0 || std.len() != c || len % c != 0 {
+    if c == 0 || std.len() != c || !len.is_multiple_of(c) {
         let what = format!("mean of {c}, deviation of {} and {len} elements do not fit", std.len());
         return Err(Error::Shape { op, what });
     }

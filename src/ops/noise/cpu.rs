@@ -15,7 +15,7 @@ impl NoiseKey {
 
 impl Noise for Cpu {
     fn fill_normal(&self, key: NoiseKey, per_image: usize, out: &mut [f32]) -> Result<()> {
-        if per_image == 0 || out.len() % per_image != 0 {
+        if per_image == 0 || !out.len().is_multiple_of(per_image) {
             let what = format!("{} elements are no whole number of images of {per_image}", out.len());
             return Err(Error::Shape { op: "fill_normal", what });
         }
@@ -34,7 +34,7 @@ impl Noise for Cpu {
     fn q_sample(&self, images: &[f32], noise: &[f32], rates: &[f32], noisy: &mut [f32]) -> Result<()> {
         const OP: &str = "q_sample";
         let n = rates.len() / 2;
-        if rates.is_empty() || rates.len() % 2 != 0 || noisy.len() % n != 0 {
+        if rates.is_empty() || !rates.len().is_multiple_of(2) || !noisy.len().is_multiple_of(n) {
             let what = format!("rates of {} and images of {} elements do not fit", rates.len(), noisy.len());
             return Err(Error::Shape { op: OP, what });
         }

@@ -11,7 +11,7 @@ const OP: &str = "avg_pool";
 
 /// Checks that a large side can be halved; shared with upsampling.
 pub(crate) fn check_even(op: &'static str, d: &ResampleDims) -> Result<()> {
-    if d.n > 0 && d.c > 0 && d.h > 0 && d.w > 0 && d.h % 2 == 0 && d.w % 2 == 0 {
+    if d.n > 0 && d.c > 0 && d.h > 0 && d.w > 0 && d.h.is_multiple_of(2) && d.w.is_multiple_of(2) {
         return Ok(());
     }
     Err(Error::Shape { op, what: format!("height and width must be even and positive: {d:?}") })

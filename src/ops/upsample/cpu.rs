@@ -13,7 +13,7 @@ const OP: &str = "upsample";
 /// The far neighbour (weight 1/4) of the near one (weight 3/4) for output index `i`, clamped to `0..len`.
 #[inline(always)]
 fn far(i: usize, len: usize) -> usize {
-    if i % 2 == 0 { (i / 2).saturating_sub(1) } else { (i / 2 + 1).min(len - 1) }
+    if i.is_multiple_of(2) { (i / 2).saturating_sub(1) } else { (i / 2 + 1).min(len - 1) }
 }
 
 /// dst = 3/4 near + 1/4 far.

@@ -345,14 +345,8 @@ unsafe fn epilogue<S: Simd>(shared: &Shared<'_>, job: Job<'_>, products: &[f32],
         let mut c = 0;
         while c < channels {
             let at = first * channels + c;
-            let v = match v {
-                Some(v) => Some(&v[at..]),
-                None => None,
-            };
-            let add = match add {
-                Some(add) => Some(&add[at..]),
-                None => None,
-            };
+            let v = v.map(|v| &v[at..]);
+            let add = add.map(|add| &add[at..]);
             let len = if channels - c < S::LANES { channels - c } else { S::LANES };
             let column = Column { k: from + c, len, y: &mut y[c..], v, add, stride: channels };
             // SAFETY: the caller vouches for the instruction set.
@@ -403,6 +397,7 @@ unsafe fn finish<S: Simd, const FULL: bool>(
     // SAFETY: the caller vouches for the instruction set; scratch and bias are padded to whole vectors, the rest was checked.
     unsafe {
         let bias = get::<S, FULL>(bias, k, len);
+        #[allow(clippy::manual_map)] // intrinsics in a closure are not inlined, see `simd`
         let ab = match &epilogue.affine {
             Some((_, a, b)) => Some((get::<S, FULL>(a, k, len), get::<S, FULL>(b, k, len))),
             None => None,

@@ -352,6 +352,7 @@ impl Geometry<'_> {
     /// # Safety
     /// The instruction set of `S`; band, dy and block cover what the geometry says.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop)] // plain counted loops unroll into registers
     unsafe fn block<S: Simd, const TS: usize, const CB: usize, const CV: usize>(
         &self,
         band: &Band,
