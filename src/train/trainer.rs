@@ -563,10 +563,7 @@ fn find_checkpoint(path: &Path, progress: &Progress) -> Result<(PathBuf, Checkpo
     let Some(latest) = checkpoint::latest(&root)? else {
         return Err(Error::input(path, "the run has no checkpoint yet; start it again without --resume"));
     };
-    for damaged in &latest.skipped {
-        let problem = damaged.problem.as_deref().unwrap_or("damaged");
-        progress.line(&format!("passed over {}: {problem}", damaged.path.display()));
-    }
+    latest.skipped.iter().for_each(|damaged| progress.line(&damaged.passed_over()));
     let checkpoint = checkpoint::load(&latest.path)?;
     Ok((latest.path, checkpoint))
 }
