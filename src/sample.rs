@@ -137,7 +137,7 @@ struct Loaded {
 }
 
 /// Reads a run, a checkpoint or a model file, and picks the weights.
-fn load(source: &Path, kind: WeightKind) -> Result<Loaded> {
+fn load(source: &Path, kind: WeightKind, progress: &Progress) -> Result<Loaded> {
     let bare = source.is_file();
     let bad = |what: String| Error::input(source, what);
     let (path, config, mut model, optimizer) = if bare {
@@ -151,7 +151,9 @@ fn load(source: &Path, kind: WeightKind) -> Result<Loaded> {
         } else {
             let root = RunDir::root_of(source)?;
             let latest = checkpoint::latest(&root)?;
-            latest.ok_or_else(|| bad("has no checkpoint yet; train it first".into()))?.path
+            let latest = latest.ok_or_else(|| bad("has no checkpoint yet; train it first".into()))?;
+            latest.skipped.iter().for_each(|damaged| progress.line(&damaged.passed_over()));
+            latest.path
         };
         let c = checkpoint::load(&path)?;
         (path, c.config_toml, c.model, c.optimizer)
@@ -188,7 +190,7 @@ fn normalizer(tensors: &[NamedTensor], name: &str, channels: usize, path: &Path)
 /// # Errors
 /// A source that is no model, files that cannot be written, a failing device.
 pub fn run<B: Backend>(backend: &B, options: &SampleOptions, progress: &Progress) -> Result<Vec<String>> {
-    let loaded = load(&options.source, options.weights)?;
+    let loaded = load(&options.source, options.weights, progress)?;
     let config = &loaded.config;
     let net = SeedUnet::new(SeedDims::from(config));
     let mut weights = Weights::init(backend, &net.layout, 0)?;

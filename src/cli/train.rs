@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use ddim_engine::config::{Config, Layers, PRESETS};
 use ddim_engine::error::{Error, Result};
+use ddim_engine::train::run_dir::RunDir;
 use ddim_engine::train::trainer::TrainOptions;
 
 use super::device::DeviceArgs;
@@ -38,7 +39,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
 
-    /// Go on with a run, bit for bit as if it had not stopped; --epochs or --steps extend it
+    /// Go on with a run (or one of its checkpoints), bit for bit as if it had not stopped; --epochs or --steps extend it
     #[arg(long, value_name = "RUN_DIR")]
     resume: Option<PathBuf>,
 
@@ -143,18 +144,14 @@ impl Args {
     }
 }
 
-/// The configuration of the run in `dir`.
-fn run_config(dir: &Path) -> Result<Config> {
-    let file = dir.join("config.toml");
+/// The configuration of the run that `path` is, or lies in.
+fn run_config(path: &Path) -> Result<Config> {
     let wanted = "expected the folder of a run, such as runs/NAME, with config.toml and checkpoints/ in it";
-    if !dir.is_dir() {
-        let what = if dir.exists() { "is not a folder" } else { "there is no such folder" };
-        return Err(Error::input(dir, format!("{what}; {wanted}")));
+    if !path.is_dir() {
+        let what = if path.exists() { "is not a folder" } else { "there is no such folder" };
+        return Err(Error::input(path, format!("{what}; {wanted}")));
     }
-    if !file.exists() {
-        return Err(Error::input(dir, format!("has no config.toml; {wanted}")));
-    }
-    Config::from_file(&file)
+    Config::from_file(&RunDir::root_of(path)?.join("config.toml"))
 }
 
 fn long_help() -> String {

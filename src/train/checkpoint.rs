@@ -76,6 +76,13 @@ pub struct Entry {
     pub problem: Option<String>,
 }
 
+impl Entry {
+    /// What to tell the user where a damaged one is not used.
+    pub fn passed_over(&self) -> String {
+        format!("passed over {}: {}", self.path.display(), self.problem.as_deref().unwrap_or("damaged"))
+    }
+}
+
 /// The newest valid checkpoint of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Latest {

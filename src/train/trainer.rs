@@ -211,6 +211,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let (mut window, mut seconds_before) = (Window::default(), 0.0);
         let mut preset = options.preset_name.clone();
         let (run_dir, metrics, events);
+        let mut resumed_from = None;
         if let Some((path, checkpoint)) = resumed {
             let saved: Resumable = serde_json::from_value(checkpoint.state)
                 .map_err(|e| Error::input(&path, format!("its state cannot be used: {e}")))?;
@@ -227,6 +228,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             metrics = MetricsLog::resume(&run_dir.metrics_path(), checkpoint.step)?;
             events = EventWriter::resume(run_dir.root(), checkpoint.step)?;
             progress.line(&format!("resumed from {} (step {})", path.display(), checkpoint.step));
+            resumed_from = Some(path);
         } else {
             run_dir = RunDir::create(options.run_dir.as_deref(), &preset)?;
             metrics = MetricsLog::create(&run_dir.metrics_path())?;
@@ -255,7 +257,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             logged: (Duration::ZERO, 0),
             valid: None,
             samples: None,
-            saved: (None, now),
+            saved: (resumed_from, now),
             order: (None, Vec::new()),
             pixels: Vec::new(),
         })
@@ -318,7 +320,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
                 self.stepping += began.elapsed();
                 self.images_this_session += images as u64;
                 if !values.loss.is_finite() {
-                    return Err(self.not_finite(&values));
+                    return Err(self.diverged(&format!("the loss is {} at step {}", values.loss, self.state.step + 1)));
                 }
                 self.window.add(&values, images);
                 task.message(&format!("loss {:.4}", self.window.mean().loss));
@@ -369,17 +371,14 @@ impl<'a, B: Backend> Trainer<'a, B> {
         Ok((self.state.train_step(self.backend, &batch)?, end - position))
     }
 
-    fn not_finite(&self, values: &LossValues) -> Error {
+    /// Why numbers that are not finite end the run, where it can go on from, and what to try.
+    fn diverged(&self, what: &str) -> Error {
         let kept = match &self.saved.0 {
             Some(path) => format!("the last good checkpoint is {}", path.display()),
-            None => "no checkpoint had been saved in this session".into(),
+            None => "no checkpoint had been saved".into(),
         };
-        Error::Failed(format!(
-            "the loss is {} at step {}; training stopped and {kept}. Try a smaller learning rate (lr = {})",
-            values.loss,
-            self.state.step + 1,
-            self.config.lr
-        ))
+        let lr = self.config.lr;
+        Error::Failed(format!("{what}; training stopped and {kept}. Try a smaller learning rate (lr = {lr})"))
     }
 
     fn record(&self, epoch: u64, split: LogSplit, v: &LossValues, images_per_second: f64) -> Record {
@@ -478,7 +477,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
             mean: self.normalizer.mean(),
             std: self.normalizer.std(),
         };
-        let pictures = crate::sample::draw(self.backend, &model, &mut weights, &request, |_, _| Ok(()))?;
+        let pictures = crate::sample::draw(self.backend, &model, &mut weights, &request, |_, _| Ok(()));
+        let pictures = pictures.map_err(|e| match e {
+            Error::Failed(what) => self.diverged(&format!("samples at step {}: {what}", self.state.step)),
+            other => other,
+        })?;
         let grid = picture::grid(&pictures, None, picture::PADDING)?;
         let grid = grid.upscale((64 / self.config.image_size).max(1));
         let path = self.run_dir.sample_path(epoch + 1);
@@ -505,13 +508,19 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let (mean, std) = (self.normalizer.mean(), self.normalizer.std());
         model.push(NamedTensor { name: NORMALIZER_MEAN.into(), shape: shape.clone(), data: mean });
         model.push(NamedTensor { name: NORMALIZER_STD.into(), shape, data: std });
+        let optimizer = self.state.export_optimizer(self.backend)?;
+        // The loss of a step says nothing of the weights after it: they may have left the range of their numbers in it, and a
+        // checkpoint of them would take the place of a good one.
+        if let Some(bad) = model.iter().chain(&optimizer).find(|t| t.data.iter().any(|v| !v.is_finite())) {
+            return Err(self.diverged(&format!("`{}` is not finite at step {}", bad.name, self.state.step)));
+        }
         let checkpoint = Checkpoint {
             config_toml: self.config.to_toml(),
             step: self.state.step,
             epoch: epoch + 1,
             state,
             model,
-            optimizer: self.state.export_optimizer(self.backend)?,
+            optimizer,
         };
         self.events.flush()?;
         let path = checkpoint::save(&self.run_dir.checkpoints(), &checkpoint)?;
@@ -562,10 +571,7 @@ fn find_checkpoint(path: &Path, progress: &Progress) -> Result<(PathBuf, Checkpo
     let Some(latest) = checkpoint::latest(&root)? else {
         return Err(Error::input(path, "the run has no checkpoint yet; start it again without --resume"));
     };
-    for damaged in &latest.skipped {
-        let problem = damaged.problem.as_deref().unwrap_or("damaged");
-        progress.line(&format!("passed over {}: {problem}", damaged.path.display()));
-    }
+    latest.skipped.iter().for_each(|damaged| progress.line(&damaged.passed_over()));
     let checkpoint = checkpoint::load(&latest.path)?;
     Ok((latest.path, checkpoint))
 }
