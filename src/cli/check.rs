@@ -10,7 +10,7 @@ use super::{print, run};
 
 const EXAMPLES: &str = "\
 Example
-  ddim-engine check tests/fixtures/*.safetensors
+  ddim-engine check tests/fixtures/reference/*.safetensors
 
 A line per quantity: largest absolute error, relative error, tolerance.
 Exit code 1: a tolerance is exceeded; 2: a file cannot be used.";

@@ -193,12 +193,13 @@ impl Config {
             widths: vec![32, 64, 96],
             block_depth: 1,
             lr: 2e-3,
+            batch_size: 32,
             epochs: 8,
             data: "procedural".into(),
             repeat: 1,
             flip: true,
             normalize_batches: 20,
-            ema_decay: 0.99,
+            ema_decay: 0.995,
             ..Config::seed_preset()
         }
     }
