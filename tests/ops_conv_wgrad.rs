@@ -177,7 +177,8 @@ fn wrong_lengths_are_errors() {
         short.0[slot as usize].as_mut().unwrap().pop();
         assert_shape_error(&format!("{slot:?} too short"), attempt(&short, &case.before));
     }
-    let fields: [(&str, fn(&mut WgradResults) -> &mut Vec<f32>); 5] = [
+    type Field = fn(&mut WgradResults) -> &mut Vec<f32>;
+    let fields: [(&str, Field); 5] = [
         ("dw", |r| &mut r.dw),
         ("dw_res", |r| &mut r.dw_res),
         ("db", |r| &mut r.db),

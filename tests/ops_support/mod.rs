@@ -164,6 +164,11 @@ impl<B: Memory> Guarded<B> {
         view
     }
 
+    /// The guards too, to test that they are watched.
+    pub fn room_mut(&mut self) -> B::SliceMut<'_> {
+        B::all_mut(&mut self.buffer)
+    }
+
     /// What the operation wrote, for the next operation.
     pub fn view(&self) -> B::Slice<'_> {
         self.part(0..self.len)

@@ -9,9 +9,9 @@ use crate::ops::conv::{ConvDims, Direction};
 pub struct Trained {
     /// [5, C], rows as in [`row`].
     pub coefficients: Vec<f64>,
-    /// [C], updated.
+    /// `[C]`, updated.
     pub running_mean: Vec<f64>,
-    /// [C], updated.
+    /// `[C]`, updated.
     pub running_var: Vec<f64>,
 }
 
@@ -68,9 +68,9 @@ pub struct Gradients {
     pub dx: Vec<f64>,
     /// [T, C, K].
     pub dw: Vec<f64>,
-    /// [C].
+    /// `[C]`.
     pub dgamma: Vec<f64>,
-    /// [C].
+    /// `[C]`.
     pub dbeta: Vec<f64>,
     /// [2, C]: what the device's identity calls a and b, from the two sums over pixels.
     pub ab: Vec<f64>,

@@ -52,7 +52,7 @@ impl<'a> Operand<'a> {
 /// As [`super::Prologue`].
 #[derive(Clone, Copy, Default)]
 pub struct Prologue<'a> {
-    /// Scale and shift per channel, [C] each.
+    /// Scale and shift per channel, `[C]` each.
     pub affine: Option<(&'a [f64], &'a [f64])>,
     /// SiLU after the affine.
     pub silu: bool,
@@ -81,9 +81,9 @@ impl<'a> Filter<'a> {
 /// As [`super::Epilogue`], with K0 of [`super::Output`].
 #[derive(Clone, Copy, Default)]
 pub struct Epilogue<'a> {
-    /// [K].
+    /// `[K]`.
     pub bias: Option<&'a [f64]>,
-    /// [K].
+    /// `[K]`.
     pub bias_res: Option<&'a [f64]>,
     /// h, [N, H, W, K]: multiply by silu'(h).
     pub silu_grad: Option<&'a [f64]>,
@@ -249,7 +249,7 @@ pub struct WeightGradients {
     pub dw: Vec<f64>,
     /// [R, K]; empty without a residual.
     pub dw_res: Vec<f64>,
-    /// [K].
+    /// `[K]`.
     pub db: Vec<f64>,
     /// [T, K]: sum of dy over the pixels whose tap lies inside.
     pub border_sums: Vec<f64>,

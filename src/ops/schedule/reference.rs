@@ -34,7 +34,7 @@ pub fn angular_speeds(half: usize) -> Vec<f64> {
     (0..half).map(|i| f64::from(f64::from(exponent(i)).exp() as f32 * std::f64::consts::TAU as f32)).collect()
 }
 
-/// The embedding [E] of a squared rate: sines, then cosines.
+/// The embedding `[E]` of a squared rate: sines, then cosines.
 pub fn embedding(v: f64, e: usize) -> Vec<f64> {
     let speeds = angular_speeds(e / 2);
     let angles = speeds.iter().map(|speed| speed * v);
