@@ -4,7 +4,7 @@
 //!
 //! | floor | modules | what |
 //! |---|---|---|
-//! | 5 | [`cli`] | arguments to configuration to a library call to print |
+//! | 5 | `cli` (of the binary) | arguments to configuration to a library call to print |
 //! | 4 | [`train`], [`check`], [`sample`] | the training loop, checkpoints, run directory; replay of reference files; pictures from a model |
 //! | 3 | [`diffusion`] | schedules, objectives, normaliser, sampler |
 //! | 2 | [`model`] | parameters, residual block, U-Net: forward and backward, side by side |

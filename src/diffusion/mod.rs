@@ -47,7 +47,7 @@ impl Diffusion {
         Diffusion { schedule, predict: config.predict, loss: config.loss }
     }
 
-    /// Rates and embedding of `times` [N], each in [0, 1].
+    /// Rates and embedding of `times` `[N]`, each in [0, 1].
     ///
     /// # Errors
     /// Out of memory, or the device failed.

@@ -44,7 +44,7 @@ impl ParamShape {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// The shape in files: [K, C, side, side] or [n].
+    /// The shape in files: [K, C, side, side] or `[n]`.
     pub fn file_shape(&self) -> Vec<usize> {
         match *self {
             ParamShape::Filter { k, c, side } => vec![k, c, side, side],
@@ -344,7 +344,13 @@ mod tests {
         // OIHW index (k=1, c=2, tap=5) is (1*3+2)*9+5; in memory it lies at (5*3+2)*2+1.
         assert_eq!(weights.param(conv.w)[(5 * 3 + 2) * 2 + 1], ((3 + 2) * 9 + 5) as f32);
         let mut back = Vec::new();
-        weights.visit(&cpu, |_, v| Ok(back.push(v.to_vec()))).unwrap();
+        let mut keep = |v: &[f32]| back.push(v.to_vec());
+        weights
+            .visit(&cpu, |_, v| {
+                keep(v);
+                Ok(())
+            })
+            .unwrap();
         assert_eq!(back[0], values);
         assert!(weights.load(&cpu, &spec, &values[1..]).is_err());
     }

@@ -4,7 +4,7 @@
 //! Rules that hold everywhere:
 //! - Activations are NHWC. Views are contiguous. Outputs are overwritten unless the operation says that it accumulates:
 //!   gradients of parameters accumulate, gradients of activations overwrite.
-//! - An operation checks the lengths of its views on entry and returns [`Error::Shape`](crate::error::Error::Shape).
+//! - An operation checks the lengths of its views on entry and returns [`Error::Shape`].
 //! - The dims structs are plain old data with a fixed layout: they cross to a device by value.
 //! - Results do not depend on the number of threads.
 

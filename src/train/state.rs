@@ -38,7 +38,7 @@ pub struct TrainState<B: Backend> {
     ema_decay: f64,
 }
 
-/// The operands of a step. Shapes [N, H, W, C]; times [N].
+/// The operands of a step. Shapes [N, H, W, C]; times `[N]`.
 pub struct Batch<'a, B: Backend> {
     /// Normalised pictures.
     pub images: &'a Tensor<B>,

@@ -1,6 +1,6 @@
 //! Vectors of `f32` behind one trait, and the choice between AVX-512, AVX2 with FMA, and portable code at run time.
 //!
-//! A kernel implements [`Kernel`] once, generic over [`Simd`]; [`dispatch`] runs it compiled for the chosen instruction set. The
+//! A kernel implements `Kernel` once, generic over `Simd`; `dispatch` runs it compiled for the chosen instruction set. The
 //! generic body is inlined into a function that has the features enabled, which is why every method here is `inline(always)`.
 //! Kernels use no closures and no calls that are not `inline(always)`: those would be compiled without the features, and each
 //! intrinsic in them would become a function call (measured: 100 times slower).

@@ -77,7 +77,7 @@ pub mod row {
     pub const COUNT: usize = 5;
 }
 
-/// Learned parameters, [C] each.
+/// Learned parameters, `[C]` each.
 pub struct AffineParams<'a, M: Memory> {
     /// Weight.
     pub gamma: M::Slice<'a>,
@@ -92,7 +92,7 @@ impl<M: Memory> Clone for AffineParams<'_, M> {
 }
 impl<M: Memory> Copy for AffineParams<'_, M> {}
 
-/// Running statistics, [C] each, updated in training.
+/// Running statistics, `[C]` each, updated in training.
 pub struct RunningMut<'a, M: Memory> {
     /// Running mean.
     pub mean: M::SliceMut<'a>,
@@ -122,9 +122,9 @@ pub struct BackwardInput<'a, M: Memory> {
 pub struct BackwardOutput<'a, M: Memory> {
     /// [T, C, K], accumulates.
     pub dw: M::SliceMut<'a>,
-    /// [C], accumulates.
+    /// `[C]`, accumulates.
     pub dgamma: M::SliceMut<'a>,
-    /// [C], accumulates.
+    /// `[C]`, accumulates.
     pub dbeta: M::SliceMut<'a>,
     /// [2, C]: a, then b; overwritten.
     pub ab: M::SliceMut<'a>,

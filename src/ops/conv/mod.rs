@@ -137,13 +137,13 @@ impl<M: Memory> Prologue<'_, M> {
 
 /// What happens to the product on its way out, in the order of the module's mathematics.
 pub struct Epilogue<'a, M: Memory> {
-    /// [K].
+    /// `[K]`.
     pub bias: Option<M::Slice<'a>>,
-    /// [K], of the residual product.
+    /// `[K]`, of the residual product.
     pub bias_res: Option<M::Slice<'a>>,
     /// h, [N, H, W, K]: multiply by silu'(h).
     pub silu_grad: Option<M::Slice<'a>>,
-    /// Add a[k] * v + b[k]; v may be two tensors, split like the output. (v, a, b), a and b of [K].
+    /// Add `a[k]` * v + `b[k]`; v may be two tensors, split like the output. (v, a, b), a and b of `[K]`.
     pub affine: Option<(Operand<'a, M>, M::Slice<'a>, M::Slice<'a>)>,
     /// Add to the first output, [N, H, W, K0].
     pub add0: Option<M::Slice<'a>>,
@@ -197,9 +197,9 @@ pub struct WeightGradients<'a, M: Memory> {
     pub dw: M::SliceMut<'a>,
     /// [R, K], accumulates.
     pub dw_res: Option<M::SliceMut<'a>>,
-    /// [K]: sum of dy over pixels; accumulates.
+    /// `[K]`: sum of dy over pixels; accumulates.
     pub db: Option<M::SliceMut<'a>>,
-    /// [K]: the same sum for the residual's bias; accumulates.
+    /// `[K]`: the same sum for the residual's bias; accumulates.
     pub db_res: Option<M::SliceMut<'a>>,
     /// [T, K]: for each tap the sum of dy over the pixels whose tap lies inside the picture; overwritten.
     pub border_sums: Option<M::SliceMut<'a>>,
@@ -243,7 +243,7 @@ pub trait Conv: Memory {
         Self: Sized;
 
     /// Gradients of the weights from the (prologued) input and the output's gradient `dy` [N, H, W, K]:
-    /// dW[t,c,k] += sum_p z[p+t,c] dy[p,k], dR[r,k] += sum_p res[p,r] dy[p,k].
+    /// `dW[t,c,k]` += sum_p `z[p+t,c]` `dy[p,k]`, `dR[r,k]` += sum_p `res[p,r]` `dy[p,k]`.
     ///
     /// # Errors
     /// [`Error::Shape`] where a view does not fit.

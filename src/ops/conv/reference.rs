@@ -87,7 +87,7 @@ pub struct Epilogue<'a> {
     pub bias_res: Option<&'a [f64]>,
     /// h, [N, H, W, K]: multiply by silu'(h).
     pub silu_grad: Option<&'a [f64]>,
-    /// (v, a, b): add a[k] v + b[k], v split like the output.
+    /// (v, a, b): add `a[k]` v + `b[k]`, v split like the output.
     pub affine: Option<(Operand<'a>, &'a [f64], &'a [f64])>,
     /// Add to channels below K0, [N, H, W, K0].
     pub add0: Option<&'a [f64]>,
@@ -136,7 +136,7 @@ pub fn forward_product(dims: &ConvDims, x: &[f64], w: &[f64]) -> Vec<f64> {
     y
 }
 
-/// The transpose of [`forward_product`]: y[p] read x[q] through tap t, so dx[q] collects from dy[p] through tap t. `dims` are
+/// The transpose of [`forward_product`]: `y[p]` read `x[q]` through tap t, so `dx[q]` collects from `dy[p]` through tap t. `dims` are
 /// those of the dgrad product; only the first `dims.k` of the forward's input channels are computed.
 fn dgrad_product(dims: &ConvDims, dy: &[f64], filter: Filter<'_>) -> Vec<f64> {
     let (k_count, c_count) = (dims.c(), dims.k as usize);
@@ -190,7 +190,7 @@ fn prologued(dims: &ConvDims, input: Operand<'_>, prologue: Prologue<'_>) -> Vec
     z
 }
 
-/// u[p,k] += sum_r res[p,r] R[r,k]; in a dgrad the filter is transposed: [K, R] in memory.
+/// `u[p,k]` += sum_r `res[p,r]` `R[r,k]`; in a dgrad the filter is transposed: [K, R] in memory.
 fn add_residual(dims: &ConvDims, direction: Direction, res: &[f64], w_res: &[f64], u: &mut [f64]) {
     let (r_count, k_count) = (dims.r(), dims.k as usize);
     for (i, u) in u.iter_mut().enumerate() {
@@ -255,7 +255,7 @@ pub struct WeightGradients {
     pub border_sums: Vec<f64>,
 }
 
-/// As [`super::Conv::conv_wgrad`]: dW[t,c,k] = sum_p z[p+t,c] dy[p,k] and the sums beside it.
+/// As [`super::Conv::conv_wgrad`]: `dW[t,c,k]` = sum_p `z[p+t,c]` `dy[p,k]` and the sums beside it.
 pub fn wgrad(
     dims: &ConvDims,
     input: Operand<'_>,
@@ -284,7 +284,7 @@ pub fn wgrad(
     WeightGradients { dw, dw_res, db, border_sums }
 }
 
-/// out[c,k] += x[c] dy[k].
+/// `out[c,k]` += `x[c]` `dy[k]`.
 fn add_outer(x: &[f64], dy: &[f64], out: &mut [f64]) {
     for (x, row) in x.iter().zip(out.chunks_exact_mut(dy.len())) {
         for (out, dy) in row.iter_mut().zip(dy) {

@@ -1,4 +1,4 @@
-//! Pixels to normalised floats and back: x = (byte / 255 - mean[c]) / std[c], and byte / 255 = clip(x std[c] + mean[c], 0, 1).
+//! Pixels to normalised floats and back: x = (byte / 255 - `mean[c]`) / `std[c]`, and byte / 255 = clip(x `std[c]` + `mean[c]`, 0, 1).
 
 pub mod cpu;
 pub mod reference;
@@ -8,7 +8,7 @@ use crate::error::Result;
 
 /// Pixel conversion of a device.
 pub trait Images: Memory {
-    /// x [N, H, W, C] from bytes of the same shape; `mean` and `std` of [C], on the host.
+    /// x [N, H, W, C] from bytes of the same shape; `mean` and `std` of `[C]`, on the host.
     ///
     /// # Errors
     /// [`crate::error::Error::Shape`] where a view does not fit.

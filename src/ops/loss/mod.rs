@@ -84,7 +84,7 @@ pub struct LossValues {
 
 /// The loss of a device.
 pub trait Loss: Memory {
-    /// Writes loss, noise_loss and image_loss to `out` [3] and, where asked, the gradient dp.
+    /// Writes loss, noise_loss and image_loss to `out` `[3]` and, where asked, the gradient dp.
     ///
     /// # Errors
     /// [`crate::error::Error::Shape`] where a view does not fit.

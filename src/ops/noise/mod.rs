@@ -37,7 +37,7 @@ pub trait Noise: Memory {
     /// The device failed.
     fn fill_uniform(&self, key: NoiseKey, out: Self::SliceMut<'_>) -> Result<()>;
 
-    /// noisy = rates[n,0] * images + rates[n,1] * noise; all [N, per image], rates [N, 2].
+    /// noisy = `rates[n,0]` * images + `rates[n,1]` * noise; all [N, per image], rates [N, 2].
     ///
     /// # Errors
     /// [`crate::error::Error::Shape`] where a view does not fit.

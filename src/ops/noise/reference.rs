@@ -22,7 +22,7 @@ pub fn uniform(key: NoiseKey, n: usize) -> Vec<f64> {
     (0..n).map(|i| f64::from(stream(key, i).block(0)[0] >> 8) / 2f64.powi(24)).collect()
 }
 
-/// noisy [N, per image] = rates[n,0] images + rates[n,1] noise.
+/// noisy [N, per image] = `rates[n,0]` images + `rates[n,1]` noise.
 pub fn q_sample(images: &[f64], noise: &[f64], rates: &[f64]) -> Vec<f64> {
     let per_image = images.len() * 2 / rates.len();
     (images.iter().zip(noise).enumerate())

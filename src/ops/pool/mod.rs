@@ -1,6 +1,6 @@
-//! 2x2 average pooling, stride 2: y[i,j] = (x[2i,2j] + x[2i,2j+1] + x[2i+1,2j] + x[2i+1,2j+1]) / 4, per channel.
+//! 2x2 average pooling, stride 2, per channel: `y[i,j] = (x[2i,2j] + x[2i,2j+1] + x[2i+1,2j] + x[2i+1,2j+1]) / 4`.
 //!
-//! Backward: dx[2i+a,2j+b] = dy[i,j] / 4 (+ `add`, the gradient of the tensor's other use). Activations' gradients overwrite.
+//! Backward: `dx[2i+a,2j+b] = dy[i,j] / 4` (+ `add`, the gradient of the tensor's other use). Activations' gradients overwrite.
 
 pub mod cpu;
 pub mod reference;

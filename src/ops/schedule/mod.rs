@@ -56,7 +56,7 @@ pub struct ScheduleOutput<'a, M: Memory> {
 
 /// The schedule of a device.
 pub trait Schedule: Memory {
-    /// Rates and embedding of `times` [N], each in [0, 1].
+    /// Rates and embedding of `times` `[N]`, each in [0, 1].
     ///
     /// # Errors
     /// [`crate::error::Error::Shape`] where a view does not fit or `e` is odd.

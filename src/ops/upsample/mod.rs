@@ -1,9 +1,9 @@
 //! Bilinear upsampling by 2 with half-pixel centres (PyTorch's `interpolate(scale_factor=2, mode="bilinear",
 //! align_corners=False)`).
 //!
-//! In one dimension, with x clamped at the ends: y[2i] = x[i-1]/4 + 3 x[i]/4, y[2i+1] = 3 x[i]/4 + x[i+1]/4; in two dimensions the
-//! product of both. Backward is its transpose: dx[i] collects from y[2i-1], y[2i], y[2i+1], y[2i+2] with weights 1/4, 3/4, 3/4, 1/4,
-//! and the border keeps what the clamp sent to it. Activations' gradients overwrite.
+//! In one dimension, with x clamped at the ends: `y[2i] = x[i-1]/4 + 3 x[i]/4`, `y[2i+1] = 3 x[i]/4 + x[i+1]/4`; in two
+//! dimensions the product of both. Backward is its transpose: `dx[i]` collects from `y[2i-1]`, `y[2i]`, `y[2i+1]`, `y[2i+2]` with
+//! weights 1/4, 3/4, 3/4, 1/4, and the border keeps what the clamp sent to it. Activations' gradients overwrite.
 
 pub mod cpu;
 pub mod reference;

@@ -1,4 +1,4 @@
-//! Gradients of the weights: dW[t,c,k] += sum over pixels of z[p+t,c] dy[p,k].
+//! Gradients of the weights: `dW[t,c,k]` += sum over pixels of `z[p+t,c]` `dy[p,k]`.
 //!
 //! The units are dealt to a fixed number of partial sums (a function of the shape, not of the threads); each keeps its own dW in
 //! the order of the register blocks. A block holds one filter row (three taps, or one for 1x1) by a few input channels by two
