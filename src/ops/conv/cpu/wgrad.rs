@@ -16,8 +16,10 @@ use crate::error::Result;
 
 /// Most partial sums: enough for many threads, few enough that their additions do not show.
 const MAX_PARTIALS: usize = 16;
+/// Fewest.
+const MIN_PARTIALS: usize = 4;
 /// Elements of all partial sums together, roughly: large filters get fewer.
-const PARTIAL_BUDGET: usize = 4 << 20;
+const PARTIAL_BUDGET: usize = 1 << 20;
 /// Pixels of a sub-band: its dy (two vectors) and the columns of x that a block reads stay in the first-level cache.
 const SUB_PIXELS: usize = 160;
 
@@ -108,7 +110,9 @@ pub(super) fn wgrad<'a>(
     let units = bands::units(d);
     // A partial sum: main rows, residual rows, border sums; each [rows, kp], cut into tiles of k.
     let len = (main.rows() + res.rows() + taps) * kp;
-    let parts = (PARTIAL_BUDGET / len).clamp(2, MAX_PARTIALS).min(units.len());
+    let parts = (PARTIAL_BUDGET / len).clamp(MIN_PARTIALS, MAX_PARTIALS);
+    // A power of two deals evenly to any usual number of threads.
+    let parts = (1usize << parts.ilog2()).min(units.len());
     let mut workspace = cpu.alloc(parts * len)?;
     let shared = Shared { d: *d, input, prologue, residual, dy, main, res };
     let per = |i: usize| i * units.len() / parts;
