@@ -8,6 +8,7 @@
 //! | [`progress`], [`interrupt`] | what is said on the terminal, and Ctrl-C |
 //! | [`picture`] | grids, PNG files and GIF animations |
 
+pub mod batches;
 pub mod checkpoint;
 pub mod interrupt;
 pub mod metrics_log;
