@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::config::Config;
 use crate::device::gpu::Arithmetic;
-use crate::diffusion::sampler;
+use crate::diffusion::sampler::Sampler;
 use crate::error::{Error, Result};
 use crate::model::Mode;
 use crate::model::params::visit_flat;
@@ -269,11 +269,12 @@ fn replay<B: Backend>(
     // Sampling, in evaluation mode.
     let samples = Shape::new(file.samples, size, size, c);
     let sample_files = [file.samples, c, size, size];
-    let initial = picture(r.take("sample.initial_noise", &sample_files)?, samples)?;
-    let diffusion = state.diffusion;
-    let weights = &mut state.weights;
-    let sampled = sampler::sample(backend, &state.net, weights, &diffusion, initial, file.sample_steps, |_, _| Ok(()))?;
-    let sample_row = row("sample.images", &host(&sampled)?, &r.take("sample.images", &sample_files)?, t.outputs);
+    let initial = nchw_to_nhwc(&r.take("sample.initial_noise", &sample_files)?, samples);
+    let (net, weights, steps) = (&state.net, &mut state.weights, file.sample_steps);
+    let mut sampler = Sampler::new(backend, net, weights, &state.diffusion, samples, steps)?;
+    backend.upload(&initial, sampler.noise())?;
+    let sample_row =
+        row("sample.images", &host(sampler.run(|_, _| Ok(()))?)?, &r.take("sample.images", &sample_files)?, t.outputs);
 
     // Training: gradients of the first step, losses of all, parameters after them.
     let (mut losses, mut dead, mut gradient_rows) = (Vec::new(), Vec::new(), Vec::new());
