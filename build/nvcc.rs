@@ -43,6 +43,9 @@ fn compile_all(root: &Path, kernels: &Path, sources: &[Source], out: &Path) -> R
     let Some(nvcc) = find(root) else {
         return Err(format!("nvcc was not found; it installs without a GPU: {INSTALL}"));
     };
+    if let Some(bin) = nvcc.parent() {
+        println!("cargo::rustc-env=DDIM_CUDA_BIN={}", bin.display()); // for the test that disassembles
+    }
     let named = std::env::var("DDIM_CUDA_ARCHS").ok().filter(|archs| !archs.trim().is_empty());
     let architectures = named.unwrap_or(DEFAULT_ARCHS.into());
     let archs = gencodes(&architectures)?;
