@@ -84,11 +84,11 @@ macro_rules! check_gpus {
         use $crate::ops_support::devices;
         devices::run_or_skip("sim", devices::no_sim(), || {
             let ($backend, $n) = (&devices::sim($arithmetic), &format!("{} on sim in {}", $name, $arithmetic));
-            let _ = $body;
+            let _: Vec<f32> = $body;
         });
         devices::run_or_skip("cuda", devices::no_cuda(), || {
             let ($backend, $n) = (&devices::cuda($arithmetic), &format!("{} on cuda in {}", $name, $arithmetic));
-            let _ = $body;
+            let _: Vec<f32> = $body;
         });
     }};
 }
