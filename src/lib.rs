@@ -8,8 +8,8 @@
 //! | 4 | [`train`], [`check`], [`sample`] | the training loop, checkpoints, run directory; replay of reference files; pictures from a model |
 //! | 3 | [`diffusion`] | schedules, objectives, normaliser, sampler |
 //! | 2 | [`model`] | parameters, residual block, U-Net: forward and backward, side by side |
-//! | 1 | [`ops`] | one folder per operation: contract, CPU kernels, float64 reference |
-//! | 0 | [`device`], [`data`], [`tensor`], [`rng`], [`config`], [`error`] | memory and launch; pictures in, batches out |
+//! | 1 | [`ops`] | one folder per operation: contract, CPU kernels, GPU launches, float64 reference |
+//! | 0 | [`device`], [`data`], [`tensor`], [`rng`], [`config`], [`error`], [`kernels`] | memory and launch; pictures in, batches out; the table of `kernels/*.cu` |
 
 pub mod check;
 pub mod config;
@@ -17,6 +17,7 @@ pub mod data;
 pub mod device;
 pub mod diffusion;
 pub mod error;
+pub mod kernels;
 pub mod model;
 pub mod ops;
 pub mod rng;

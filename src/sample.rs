@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::model::params::Weights;
 use crate::model::seed_unet::{SeedDims, SeedUnet};
 use crate::ops::Backend;
-use crate::ops::noise::NoiseKey;
+use crate::ops::noise::{NoiseKey, step_word};
 use crate::rng::Purpose;
 use crate::tensor::{Shape, Tensor};
 use crate::train::checkpoint;
@@ -102,8 +102,10 @@ pub fn draw<B: Backend>(
     let shape = Shape::new(request.count, request.image_size, request.image_size, request.channels);
     let mut noise = Tensor::new(backend, shape)?;
     let first_image = request.first as u64;
-    let key = NoiseKey { seed: request.seed, purpose: Purpose::Sample, step: 0, first_image };
-    backend.fill_normal(key, shape.h * shape.w * shape.c, noise.view_mut())?;
+    let key = NoiseKey { seed: request.seed, purpose: Purpose::Sample, first_image };
+    let mut step = backend.alloc(1)?;
+    backend.upload(&[step_word(0)], B::all_mut(&mut step))?;
+    backend.fill_normal(key, B::all(&step), shape.h * shape.w * shape.c, noise.view_mut())?;
     let mut last = Vec::new();
     let calls = request.steps.saturating_sub(1);
     sampler::sample(backend, model.net, weights, model.diffusion, noise, request.steps, |call, image| {
@@ -119,7 +121,9 @@ pub fn draw<B: Backend>(
 fn to_pictures<B: Backend>(backend: &B, model: &Model<'_>, image: &Tensor<B>) -> Result<Vec<Picture>> {
     let s = image.shape;
     let mut copy = Tensor::from_slice(backend, s, &image.to_vec(backend)?)?;
-    backend.denormalize(&model.mean, &model.std, copy.view_mut())?;
+    let mut mean_std = backend.alloc(2 * s.c)?;
+    backend.upload(&[&model.mean[..], &model.std].concat(), B::all_mut(&mut mean_std))?;
+    backend.denormalize(B::all(&mean_std), copy.view_mut())?;
     let (pictures, not_numbers) = Picture::batch_from_unit_f32(&copy.to_vec(backend)?, s.w, s.h, s.c)?;
     if not_numbers > 0 {
         let what = format!("the model made {not_numbers} values that are not numbers: its weights are damaged");

@@ -56,7 +56,7 @@ pub struct Tensor<M: Memory> {
 }
 
 impl<M: Memory> Tensor<M> {
-    /// An uninitialised tensor.
+    /// An uninitialised tensor of float32.
     ///
     /// # Errors
     /// Out of memory.
@@ -64,7 +64,15 @@ impl<M: Memory> Tensor<M> {
         Ok(Tensor { shape, data: memory.alloc(shape.len())? })
     }
 
-    /// A tensor with the given elements, in NHWC order.
+    /// An uninitialised tensor of the device's activation type.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn activation(memory: &M, shape: Shape) -> Result<Self> {
+        Ok(Tensor { shape, data: memory.alloc_activation(shape.len())? })
+    }
+
+    /// A tensor of float32 with the given elements, in NHWC order.
     ///
     /// # Errors
     /// Out of memory, or the number of elements is not that of the shape.

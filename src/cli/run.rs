@@ -10,9 +10,9 @@ use ddim_engine::device::Memory;
 use ddim_engine::device::cpu::Cpu;
 use ddim_engine::error::{Error, Result};
 use ddim_engine::sample::{self, SampleOptions, WeightKind};
-use ddim_engine::train::batches;
 use ddim_engine::train::interrupt::Interrupt;
 use ddim_engine::train::progress::{Kind, Progress};
+use ddim_engine::train::stepper;
 use ddim_engine::train::trainer::{self, TrainOptions};
 
 use super::print;
@@ -133,7 +133,7 @@ fn peak_rss_mib() -> Option<f64> {
 pub fn bench_step(options: &BenchOptions) -> Result<()> {
     let cpu = Cpu::new(options.threads)?;
     let began = Instant::now();
-    let mut seconds = batches::bench_step(&cpu, &options.config, options.repeat)?;
+    let mut seconds = stepper::bench_step(&cpu, &options.config, options.repeat)?;
     let total = began.elapsed().as_secs_f64();
     seconds.sort_by(f64::total_cmp);
     let (least, median) = (seconds[0], seconds[seconds.len() / 2]);

@@ -1,11 +1,18 @@
 //! Floor 0: memory and launch. What differs between a CPU, a GPU and the simulator, and nothing else.
 //!
-//! [`Memory`] is what every device has: blocks of `f32` that live as long as their owner, views of them, copies in and out.
-//! [`Launcher`] adds what a device with kernels of its own has: launches by name, capture and replay. The operations stand on
-//! these two (see [`crate::ops`]); the model stands on the operations and never asks which device it runs on.
+//! [`Memory`] is what every device has: blocks of elements that live as long as their owner, views of them, copies in and out;
+//! [`Replay`] is work that is recorded once and repeated. The operations stand on these two (see [`crate::ops`]); the model stands
+//! on the operations and never asks which device it runs on.
+//!
+//! Devices that run the kernels of `kernels/*.cu` are one type, [`gpu::Gpu`], over a [`launcher::Launcher`]: an NVIDIA GPU or the
+//! simulator. Grid arithmetic, argument order and workspaces live above that seam, so that a machine without a GPU tests them.
 
 pub mod arena;
 pub mod cpu;
+pub mod cuda;
+pub mod gpu;
+pub mod launcher;
+pub mod sim;
 
 use std::ops::Range;
 
@@ -14,7 +21,7 @@ use crate::error::Result;
 /// Memory of one device. Buffers are arena blocks: allocating in the same order gives the same addresses in every step, and
 /// after the first step nothing is asked of the operating system or driver any more.
 pub trait Memory {
-    /// An owned block of `f32` elements; dropping it returns it to the arena.
+    /// An owned block of elements; dropping it returns it to the arena.
     type Buffer;
     /// A shared view of part of a buffer.
     type Slice<'a>: Copy;
@@ -22,24 +29,44 @@ pub trait Memory {
     type SliceMut<'a>;
     /// An owned block of bytes, for pixels on their way in.
     type Bytes;
+    /// Numbers on their way out: see [`Memory::read_back`].
+    type ReadBack: ReadBack;
 
-    /// A block of `len` elements with unspecified contents.
+    /// A block of `len` float32 elements with unspecified contents.
     ///
     /// # Errors
     /// Out of memory.
     fn alloc(&self, len: usize) -> Result<Self::Buffer>;
+    /// A block of `len` elements of the type that this device keeps activations in: float32, or bfloat16.
+    ///
+    /// # Errors
+    /// Out of memory.
+    fn alloc_activation(&self, len: usize) -> Result<Self::Buffer> {
+        self.alloc(len)
+    }
     /// Elements of a buffer.
     fn buffer_len(buffer: &Self::Buffer) -> usize;
     /// A view of `range`. Panics if the range does not fit: a defect of the caller.
     fn slice(buffer: &Self::Buffer, range: Range<usize>) -> Self::Slice<'_>;
     /// Disjoint exclusive views. Panics if ranges overlap or do not fit: a defect of the caller.
     fn slices_mut<const N: usize>(buffer: &mut Self::Buffer, ranges: [Range<usize>; N]) -> [Self::SliceMut<'_>; N];
-    /// Host to device; lengths must be equal.
+    /// Host to device; lengths must be equal. Numbers are rounded to the nearest where the buffer holds bfloat16. `src` may be
+    /// changed as soon as this returns.
     fn upload(&self, src: &[f32], dst: Self::SliceMut<'_>) -> Result<()>;
     /// Device to host; lengths must be equal. Waits for the device.
     fn download(&self, src: Self::Slice<'_>, dst: &mut [f32]) -> Result<()>;
-    /// Pixels to the device.
-    fn upload_bytes(&self, src: &[u8]) -> Result<Self::Bytes>;
+    /// Device to device; lengths and element types must be equal.
+    fn copy(&self, src: Self::Slice<'_>, dst: Self::SliceMut<'_>) -> Result<()>;
+    /// Starts a copy to the host of what `src` (float32) holds once everything asked of the device so far is done, without waiting.
+    fn read_back(&self, src: Self::Slice<'_>) -> Result<Self::ReadBack>;
+    /// A block of `len` bytes with unspecified contents.
+    ///
+    /// # Errors
+    /// Out of memory.
+    fn alloc_bytes(&self, len: usize) -> Result<Self::Bytes>;
+    /// Pixels to the device, beside the work that it is doing; the next operation sees them. Lengths must be equal. `src` may be
+    /// changed as soon as this returns.
+    fn upload_bytes(&self, src: &[u8], dst: &mut Self::Bytes) -> Result<()>;
     /// Fills a view with one value.
     fn fill(&self, dst: Self::SliceMut<'_>, value: f32) -> Result<()>;
     /// Bytes that the arena holds, and the most that were in use at once.
@@ -58,6 +85,40 @@ pub trait Memory {
     }
 }
 
+/// Numbers on their way from a device to the host.
+pub trait ReadBack {
+    /// They are here: [`ReadBack::wait`] will not wait.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn is_ready(&self) -> Result<bool>;
+    /// The numbers.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn wait(self) -> Result<Vec<f32>>;
+}
+
+/// Work that is recorded once and then repeated: a CUDA graph, or the simulator's list of launches.
+pub trait Replay: Memory {
+    /// A recording.
+    type Graph;
+
+    /// Runs `body`, and records what it asks of the device where the device can repeat such a recording; `None` where it cannot.
+    ///
+    /// `body` may be called twice: it must depend on nothing but the device's memory, must not copy between host and device, and
+    /// must leave nothing allocated but what was there before.
+    ///
+    /// # Errors
+    /// What `body` returns; the device cannot record.
+    fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Graph>>;
+    /// Repeats a recording.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn replay(&self, graph: &Self::Graph) -> Result<()>;
+}
+
 /// What the arena holds, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryUse {
@@ -65,28 +126,4 @@ pub struct MemoryUse {
     pub live: usize,
     /// The most in use at once.
     pub peak: usize,
-}
-
-/// A device that runs kernels compiled from `kernels/*.cu`: an NVIDIA GPU, or the simulator that runs the same sources on the
-/// host. Grid arithmetic, argument order and workspaces live above this seam, so that a machine without a GPU tests them.
-pub trait Launcher: Memory {
-    /// A kernel, looked up once by its name in the table that the build makes.
-    type Kernel: Copy;
-    /// A recorded sequence of launches.
-    type Graph;
-
-    /// Finds a kernel by name.
-    ///
-    /// # Errors
-    /// The name is not in the table, or its image does not load on this device.
-    fn kernel(&self, name: &'static str) -> Result<Self::Kernel>;
-    /// Launches `kernel` over `grid` blocks of `block` threads with `shared` bytes of dynamic shared memory. `args` holds the
-    /// kernel's parameters in order, each as the bytes of a plain-old-data value.
-    fn launch(&self, kernel: Self::Kernel, grid: [u32; 3], block: [u32; 3], shared: u32, args: &[&[u8]]) -> Result<()>;
-    /// Waits until everything launched has finished.
-    fn synchronize(&self) -> Result<()>;
-    /// Records what `body` launches instead of running it.
-    fn capture(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Self::Graph>;
-    /// Runs a recorded sequence.
-    fn replay(&self, graph: &Self::Graph) -> Result<()>;
 }

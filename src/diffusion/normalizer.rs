@@ -57,6 +57,11 @@ impl Normalizer {
         self.mean.iter().map(|&m| m as f32).collect()
     }
 
+    /// Means, then deviations, as [`crate::ops::images::Images`] reads them.
+    pub fn mean_std(&self) -> Vec<f32> {
+        [self.mean(), self.std()].concat()
+    }
+
     /// Standard deviation of each channel (unbiased variance); 1 before anything was gathered.
     pub fn std(&self) -> Vec<f32> {
         let of = |m2: f64| (m2 / (self.count - 1.0).max(1.0)).sqrt();

@@ -205,9 +205,7 @@ impl<B: Backend> Weights<B> {
     pub fn with_params(&self, backend: &B, params: &B::Buffer) -> Result<Self> {
         let mut copy = Weights::zeros(backend, &self.layout)?;
         for (src, dst) in [(params, &mut copy.params), (&self.running, &mut copy.running)] {
-            let mut host = vec![0.0; B::buffer_len(src)];
-            backend.download(B::all(src), &mut host)?;
-            backend.upload(&host, B::all_mut(dst))?;
+            backend.copy(B::all(src), B::all_mut(dst))?;
         }
         Ok(copy)
     }
@@ -240,7 +238,7 @@ impl<B: Backend> Weights<B> {
         w_res: Option<&ConvParams>,
     ) -> Result<()> {
         if self.packed[slot].is_none() {
-            let mut packed = backend.alloc(backend.conv_packed_len(dims))?;
+            let mut packed = backend.alloc_activation(backend.conv_packed_len(dims))?;
             let filter =
                 Filter { w: self.param(w.w), w_res: w_res.map(|r| self.param(r.w)), forward_c: w.c, scale: None };
             backend.conv_pack(dims, Direction::Forward, filter, B::all_mut(&mut packed))?;

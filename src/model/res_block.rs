@@ -129,7 +129,7 @@ impl ResBlock {
         let x = || operand::<B>(x0, x1.map(Rc::as_ref), self.x1_constant);
         let row = |r: usize| B::slice(&coefficients, r * (self.c0 + self.c1)..(r + 1) * (self.c0 + self.c1));
 
-        let mut h1 = Tensor::new(backend, s.with_c(self.k))?;
+        let mut h1 = Tensor::activation(backend, s.with_c(self.k))?;
         backend.conv(
             &dims1,
             x(),
@@ -139,7 +139,7 @@ impl ResBlock {
             Epilogue { bias: Some(weights.param(self.conv1.b)), ..Epilogue::default() },
             Output { y0: h1.view_mut(), y1: None, k0: self.k, stats: None },
         )?;
-        let mut y = Tensor::new(backend, s.with_c(self.k))?;
+        let mut y = Tensor::activation(backend, s.with_c(self.k))?;
         let mut stats = match mode {
             Mode::Train => Some(backend.alloc(s.n * self.k * 2)?),
             Mode::Eval => None,
@@ -220,7 +220,7 @@ impl ResBlock {
         // dh1 = conv2^T(dy) * silu'(h1)
         let through2 = ConvDims { c0: k as u32, r0: 0, r1: 0, ..self.dims2(s) };
         let packed = pack_dgrad(backend, weights, &through2, &self.conv2, None, None)?;
-        let mut dh1 = Tensor::new(backend, s.with_c(k))?;
+        let mut dh1 = Tensor::activation(backend, s.with_c(k))?;
         backend.conv(
             &through2,
             Operand::one(dy.view()),
@@ -289,8 +289,8 @@ impl ResBlock {
         let through1 = ConvDims { c0: k as u32, c1: 0, r0: k as u32, r1: 0, k: out_c as u32, ..self.dims1(s) };
         let scale = row(row::SCALE);
         let packed = pack_dgrad(backend, weights, &through1, &self.conv1, Some(&self.conv_res), Some(scale))?;
-        let mut dx0 = Tensor::new(backend, s.with_c(self.c0))?;
-        let mut dx1 = if out_c > self.c0 { Some(Tensor::new(backend, s.with_c(self.c1))?) } else { None };
+        let mut dx0 = Tensor::activation(backend, s.with_c(self.c0))?;
+        let mut dx1 = if out_c > self.c0 { Some(Tensor::activation(backend, s.with_c(self.c1))?) } else { None };
         let x1 = if dx1.is_some() { x1 } else { None };
         backend.conv(
             &through1,
@@ -318,7 +318,7 @@ pub(super) fn pack_dgrad<'a, B: Backend>(
     w_res: Option<&ConvParams>,
     scale: Option<B::Slice<'a>>,
 ) -> Result<B::Buffer> {
-    let mut packed = backend.alloc(backend.conv_packed_len(dims))?;
+    let mut packed = backend.alloc_activation(backend.conv_packed_len(dims))?;
     let filter = Filter { w: weights.param(w.w), w_res: w_res.map(|r| weights.param(r.w)), forward_c: w.c, scale };
     backend.conv_pack(dims, Direction::Dgrad, filter, B::all_mut(&mut packed))?;
     Ok(packed)

@@ -216,7 +216,7 @@ impl SeedUnet {
         let s = noisy.shape.with_c(self.dims.embedding);
         let dims = pointwise(s, self.dims.channels, s.c);
         weights.pack(backend, self.stem_slot, &dims, &self.stem, None)?;
-        let mut tensor = Tensor::new(backend, s)?;
+        let mut tensor = Tensor::activation(backend, s)?;
         let mut stats = alloc_stats(backend, mode, s)?;
         backend.conv(
             &dims,
@@ -256,7 +256,7 @@ impl SeedUnet {
         drop(last);
         let through = pointwise(s, channels, e);
         let packed = pack_dgrad(backend, weights, &through, &self.head, None, None)?;
-        let mut dy = Tensor::new(backend, s.with_c(e))?;
+        let mut dy = Tensor::activation(backend, s.with_c(e))?;
         backend.conv(
             &through,
             Operand::one(dpred.view()),
@@ -280,7 +280,7 @@ impl SeedUnet {
                 grads_of_level.push(dx.dx1);
             }
             let large = dy.shape;
-            let mut dx = Tensor::new(backend, Shape { h: large.h / 2, w: large.w / 2, ..large })?;
+            let mut dx = Tensor::activation(backend, Shape { h: large.h / 2, w: large.w / 2, ..large })?;
             backend.upsample_backward(&resample(large), dy.view(), dx.view_mut())?;
             dy = dx;
             // Blocks ran last first, so the gradients stand in the order of the down level's blocks: the first skip is first.
@@ -298,7 +298,7 @@ impl SeedUnet {
             let small = dy.shape;
             let large = Shape { h: 2 * small.h, w: 2 * small.w, ..small };
             let add = waiting.pop().flatten();
-            let mut dx = Tensor::new(backend, large)?;
+            let mut dx = Tensor::activation(backend, large)?;
             backend.avg_pool_backward(&resample(large), dy.view(), add.as_ref().map(Tensor::view), dx.view_mut())?;
             drop(add);
             dy = dx;
@@ -324,7 +324,7 @@ fn lost_context() -> Error {
 fn pool_forward<B: Backend>(backend: &B, mode: Mode, x: &Act<B>) -> Result<Act<B>> {
     let large = x.tensor.shape;
     let small = Shape { h: large.h / 2, w: large.w / 2, ..large };
-    let mut tensor = Tensor::new(backend, small)?;
+    let mut tensor = Tensor::activation(backend, small)?;
     let mut stats = alloc_stats(backend, mode, small)?;
     let out = stats.as_mut().map(B::all_mut);
     backend.avg_pool_forward(&resample(large), x.tensor.view(), tensor.view_mut(), out)?;
@@ -334,7 +334,7 @@ fn pool_forward<B: Backend>(backend: &B, mode: Mode, x: &Act<B>) -> Result<Act<B
 fn upsample_forward<B: Backend>(backend: &B, mode: Mode, x: &Act<B>) -> Result<Act<B>> {
     let small = x.tensor.shape;
     let large = Shape { h: 2 * small.h, w: 2 * small.w, ..small };
-    let mut tensor = Tensor::new(backend, large)?;
+    let mut tensor = Tensor::activation(backend, large)?;
     let mut stats = alloc_stats(backend, mode, large)?;
     let out = stats.as_mut().map(B::all_mut);
     backend.upsample_forward(&resample(large), x.tensor.view(), tensor.view_mut(), out)?;

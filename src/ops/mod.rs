@@ -1,5 +1,5 @@
-//! Floor 1: the operations. One folder each: the contract and mathematics in `mod.rs`, the CPU kernels in `cpu.rs`, the naive
-//! float64 truth in `reference.rs`.
+//! Floor 1: the operations. One folder each: the contract and mathematics in `mod.rs`, the CPU kernels in `cpu.rs`, the launches of
+//! the CUDA kernels in `gpu.rs`, the naive float64 truth in `reference.rs`.
 //!
 //! Rules that hold everywhere:
 //! - Activations are NHWC. Views are contiguous. Outputs are overwritten unless the operation says that it accumulates:
@@ -7,6 +7,8 @@
 //! - An operation checks the lengths of its views on entry and returns [`Error::Shape`].
 //! - The dims structs are plain old data with a fixed layout: they cross to a device by value.
 //! - Results do not depend on the number of threads.
+//! - What changes from step to step (the step's number, the learning rate, the normaliser) is read from device memory, so that the
+//!   launches of a step can be recorded once and replayed.
 
 pub mod adam;
 pub mod batch_norm;
@@ -20,12 +22,12 @@ pub mod schedule;
 pub(crate) mod stats;
 pub mod upsample;
 
-use crate::device::Memory;
+use crate::device::Replay;
 use crate::error::{Error, Result};
 
 /// A device that can do everything that the model families need.
 pub trait Backend:
-    Memory
+    Replay
     + adam::Adam
     + batch_norm::BatchNorm
     + conv::Conv
@@ -40,7 +42,7 @@ pub trait Backend:
 }
 
 impl<B> Backend for B where
-    B: Memory
+    B: Replay
         + adam::Adam
         + batch_norm::BatchNorm
         + conv::Conv

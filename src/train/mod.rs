@@ -17,6 +17,7 @@ pub mod picture;
 pub mod progress;
 pub mod run_dir;
 pub mod state;
+pub mod stepper;
 pub mod tensor_file;
 pub mod tensorboard;
 pub mod trainer;

@@ -3,14 +3,16 @@
 use std::rc::Rc;
 
 use crate::config::{Config, OptimizerKind};
+use crate::device::ReadBack;
 use crate::diffusion::Diffusion;
 use crate::error::{Error, Result};
 use crate::model::Mode;
 use crate::model::params::{Weights, load_flat, visit_flat};
 use crate::model::seed_unet::{SeedDims, SeedUnet};
 use crate::ops::Backend;
-use crate::ops::adam::{AdamParams, AdamState};
+use crate::ops::adam::{AdamParams, AdamScalars, AdamState};
 use crate::ops::loss::{LossInput, LossValues};
+use crate::ops::noise::step_word;
 use crate::tensor::Tensor;
 use crate::train::tensor_file::NamedTensor;
 
@@ -29,7 +31,10 @@ pub struct TrainState<B: Backend> {
     /// Moving average of the weights, where the configuration asks for one.
     pub ema: Option<B::Buffer>,
     /// Moving average of the running statistics, beside `ema`: weights and the statistics they were seen with belong together.
-    ema_running: Vec<f32>,
+    ema_running: Option<B::Buffer>,
+    /// What changes from step to step, on the device: [`AdamScalars`], then the step's number.
+    numbers: B::Buffer,
+    losses: B::Buffer,
     /// Optimiser steps taken.
     pub step: u64,
     lr: f64,
@@ -76,7 +81,13 @@ impl<B: Backend> TrainState<B> {
             m: zeros()?,
             v: zeros()?,
             ema: if config.ema_decay > 0.0 { Some(zeros()?) } else { None },
-            ema_running: Vec::new(),
+            ema_running: if config.ema_decay > 0.0 {
+                Some(backend.alloc(B::buffer_len(&weights.running))?)
+            } else {
+                None
+            },
+            numbers: backend.alloc(AdamScalars::LEN + 1)?,
+            losses: backend.alloc(3)?,
             step: 0,
             lr: config.lr,
             weight_decay: config.weight_decay,
@@ -94,10 +105,9 @@ impl<B: Backend> TrainState<B> {
     /// # Errors
     /// The device failed.
     pub fn restart_ema(&mut self, backend: &B) -> Result<()> {
-        if let Some(ema) = &mut self.ema {
-            let host = download_all(backend, &self.weights.params)?;
-            backend.upload(&host, B::all_mut(ema))?;
-            self.ema_running = download_all(backend, &self.weights.running)?;
+        if let (Some(ema), Some(running)) = (&mut self.ema, &mut self.ema_running) {
+            backend.copy(B::all(&self.weights.params), B::all_mut(ema))?;
+            backend.copy(B::all(&self.weights.running), B::all_mut(running))?;
         }
         Ok(())
     }
@@ -111,14 +121,14 @@ impl<B: Backend> TrainState<B> {
         Ok(Forward { noisy, pred, ctx, rates: condition.rates })
     }
 
+    /// Asks for the loss of a forward pass, into `self.losses`.
     fn loss(
-        &self,
+        &mut self,
         backend: &B,
         batch: &Batch<'_, B>,
         forward: &Forward<B>,
         dpred: Option<&mut Tensor<B>>,
-    ) -> Result<LossValues> {
-        let mut out = backend.alloc(3)?;
+    ) -> Result<()> {
         let input = LossInput {
             pred: forward.pred.view(),
             noisy: forward.noisy.view(),
@@ -127,11 +137,29 @@ impl<B: Backend> TrainState<B> {
             rates: B::all(&forward.rates),
         };
         let dims = self.diffusion.loss_dims(batch.images.shape);
-        backend.loss(&dims, input, dpred.map(Tensor::view_mut), B::all_mut(&mut out))?;
-        let mut host = [0.0; 3];
-        backend.download(B::all(&out), &mut host)?;
-        let [loss, noise_loss, image_loss] = host.map(f64::from);
-        Ok(LossValues { loss, noise_loss, image_loss })
+        backend.loss(&dims, input, dpred.map(Tensor::view_mut), B::all_mut(&mut self.losses))
+    }
+
+    /// Where the last step or evaluation left loss, noise loss and image loss, `[3]`.
+    pub fn losses(&self) -> B::Slice<'_> {
+        B::all(&self.losses)
+    }
+
+    fn read_losses(&self, backend: &B) -> Result<LossValues> {
+        Ok(LossValues::from_slots(&backend.read_back(self.losses())?.wait()?))
+    }
+
+    /// Asks for the gradients of one batch: forward, loss and backward, nothing read back.
+    fn differentiate(&mut self, backend: &B, batch: &Batch<'_, B>) -> Result<()> {
+        let mut forward = self.forward(backend, Mode::Train, batch)?;
+        let mut dpred = Tensor::new(backend, batch.images.shape)?;
+        self.loss(backend, batch, &forward, Some(&mut dpred))?;
+        let ctx = forward.ctx.take();
+        let Forward { noisy, pred, rates, .. } = forward;
+        drop((pred, rates));
+        let ctx = ctx.ok_or_else(|| Error::Failed("the network kept no context in training".into()))?;
+        backend.fill(B::all_mut(&mut self.grads), 0.0)?;
+        self.net.backward(backend, &self.weights, &mut self.grads, ctx, &noisy, dpred)
     }
 
     /// Gradients of one batch into `grads`, without a step of the optimiser. Batch norm's running statistics move.
@@ -139,28 +167,39 @@ impl<B: Backend> TrainState<B> {
     /// # Errors
     /// Out of memory, or the device failed.
     pub fn gradients(&mut self, backend: &B, batch: &Batch<'_, B>) -> Result<LossValues> {
-        let mut forward = self.forward(backend, Mode::Train, batch)?;
-        let mut dpred = Tensor::new(backend, batch.images.shape)?;
-        let values = self.loss(backend, batch, &forward, Some(&mut dpred))?;
-        let ctx = forward.ctx.take();
-        let Forward { noisy, pred, rates, .. } = forward;
-        drop((pred, rates));
-        let ctx = ctx.ok_or_else(|| Error::Failed("the network kept no context in training".into()))?;
-        backend.fill(B::all_mut(&mut self.grads), 0.0)?;
-        self.net.backward(backend, &self.weights, &mut self.grads, ctx, &noisy, dpred)?;
-        Ok(values)
+        self.differentiate(backend, batch)?;
+        self.read_losses(backend)
     }
 
-    /// One training step. The weights stay as they were where the loss is not finite.
+    /// Counts a step, and brings to the device what changes with it.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn begin_step(&mut self, backend: &B) -> Result<()> {
+        let began = self.step;
+        self.step += 1;
+        let step = u32::try_from(self.step).unwrap_or(u32::MAX);
+        let mut params = AdamParams::new(self.lr, self.weight_decay, self.decoupled, step);
+        // Warm-up: an average over t steps cannot remember more than t of them.
+        params.ema_decay = self.ema_decay.min((1.0 + f64::from(step)) / (10.0 + f64::from(step)));
+        let mut numbers = bytemuck::cast::<AdamScalars, [f32; AdamScalars::LEN]>(params.scalars()?).to_vec();
+        numbers.push(step_word(began));
+        backend.upload(&numbers, B::all_mut(&mut self.numbers))
+    }
+
+    /// The number of the step that has begun (counted from 0), as the random numbers read it: `[1]`.
+    pub fn step_slot(&self) -> B::Slice<'_> {
+        B::slice(&self.numbers, AdamScalars::LEN..AdamScalars::LEN + 1)
+    }
+
+    /// Asks for one training step, after [`TrainState::begin_step`]: nothing is read back, so that a device can record it. The
+    /// weights stay as they are where the loss is not finite.
     ///
     /// # Errors
     /// Out of memory, or the device failed.
-    pub fn train_step(&mut self, backend: &B, batch: &Batch<'_, B>) -> Result<LossValues> {
-        let values = self.gradients(backend, batch)?;
-        if values.loss.is_finite() {
-            self.optimize(backend)?;
-        }
-        Ok(values)
+    pub fn run_step(&mut self, backend: &B, batch: &Batch<'_, B>) -> Result<()> {
+        self.differentiate(backend, batch)?;
+        self.apply(backend, true)
     }
 
     /// One step of the optimiser with the gradients at hand.
@@ -168,11 +207,13 @@ impl<B: Backend> TrainState<B> {
     /// # Errors
     /// The device failed.
     pub fn optimize(&mut self, backend: &B) -> Result<()> {
-        self.step += 1;
-        let step = u32::try_from(self.step).unwrap_or(u32::MAX);
-        let mut params = AdamParams::new(self.lr, self.weight_decay, self.decoupled, step);
-        // Warm-up: an average over t steps cannot remember more than t of them.
-        params.ema_decay = self.ema_decay.min((1.0 + f64::from(step)) / (10.0 + f64::from(step)));
+        self.begin_step(backend)?;
+        self.apply(backend, false)
+    }
+
+    fn apply(&mut self, backend: &B, guarded: bool) -> Result<()> {
+        let scalars = B::slice(&self.numbers, 0..AdamScalars::LEN);
+        let guard = guarded.then(|| B::slice(&self.losses, 0..1));
         let state = AdamState {
             params: B::all_mut(&mut self.weights.params),
             grads: B::all(&self.grads),
@@ -180,14 +221,10 @@ impl<B: Backend> TrainState<B> {
             v: B::all_mut(&mut self.v),
             ema: self.ema.as_mut().map(B::all_mut),
         };
-        backend.adam_step(&params, state)?;
+        backend.adam_step(scalars, guard, state)?;
         self.weights.touch();
-        if self.ema.is_some() {
-            let decay = params.ema_decay as f32;
-            let running = download_all(backend, &self.weights.running)?;
-            for (ema, new) in self.ema_running.iter_mut().zip(running) {
-                *ema = decay * *ema + (1.0 - decay) * new;
-            }
+        if let Some(ema) = &mut self.ema_running {
+            backend.ema_update(scalars, guard, B::all(&self.weights.running), B::all_mut(ema))?;
         }
         Ok(())
     }
@@ -198,7 +235,8 @@ impl<B: Backend> TrainState<B> {
     /// Out of memory, or the device failed.
     pub fn evaluate(&mut self, backend: &B, batch: &Batch<'_, B>) -> Result<LossValues> {
         let forward = self.forward(backend, Mode::Eval, batch)?;
-        self.loss(backend, batch, &forward, None)
+        self.loss(backend, batch, &forward, None)?;
+        self.read_losses(backend)
     }
 
     /// Predicted noise and image of a batch, in either mode.
@@ -221,8 +259,8 @@ impl<B: Backend> TrainState<B> {
     /// Out of memory, or the device failed.
     pub fn sampling_weights(&self, backend: &B) -> Result<Weights<B>> {
         let mut copy = self.weights.with_params(backend, self.ema.as_ref().unwrap_or(&self.weights.params))?;
-        if self.ema.is_some() {
-            backend.upload(&self.ema_running, B::all_mut(&mut copy.running))?;
+        if let Some(running) = &self.ema_running {
+            backend.copy(B::all(running), B::all_mut(&mut copy.running))?;
         }
         Ok(copy)
     }
@@ -240,12 +278,11 @@ impl<B: Backend> TrainState<B> {
                 Ok(())
             })?;
         }
-        if self.ema.is_some() {
-            for spec in self.net.layout.specs().iter().filter(|s| !s.learned) {
-                let (name, shape) = (format!("ema.{}", spec.name), spec.shape.file_shape());
-                tensors.push(NamedTensor { name, shape, data: self.ema_running[spec.range.clone()].to_vec() });
-            }
-        }
+        visit_flat(backend, &self.net.layout, [None, self.ema_running.as_ref()], |spec, values| {
+            let (name, shape) = (format!("ema.{}", spec.name), spec.shape.file_shape());
+            tensors.push(NamedTensor { name, shape, data: values.to_vec() });
+            Ok(())
+        })?;
         Ok(tensors)
     }
 
@@ -285,20 +322,14 @@ impl<B: Backend> TrainState<B> {
                 load_flat(backend, spec, find(tensors, &name, &spec.shape.file_shape())?, buffer)?;
             }
         }
-        if self.ema.is_some() {
+        if let Some(running) = &mut self.ema_running {
             for spec in layout.specs().iter().filter(|s| !s.learned) {
                 let values = find(tensors, &format!("ema.{}", spec.name), &spec.shape.file_shape())?;
-                self.ema_running[spec.range.clone()].copy_from_slice(values);
+                load_flat(backend, spec, values, running)?;
             }
         }
         Ok(())
     }
-}
-
-fn download_all<B: Backend>(backend: &B, buffer: &B::Buffer) -> Result<Vec<f32>> {
-    let mut host = vec![0.0; B::buffer_len(buffer)];
-    backend.download(B::all(buffer), &mut host)?;
-    Ok(host)
 }
 
 /// What [`TrainState::predict`] gives.

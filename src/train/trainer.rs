@@ -3,6 +3,7 @@
 //! A step is a function of the configuration, the pictures and its number: order, times and noise come from counters. A run that
 //! was interrupted anywhere therefore goes on to the same bytes.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -10,12 +11,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::data::{self, Dataset, FlipKey, Split};
+use crate::device::ReadBack;
 use crate::diffusion::normalizer::Normalizer;
 use crate::error::{Error, Result};
 use crate::ops::Backend;
 use crate::ops::loss::LossValues;
-use crate::ops::noise::NoiseKey;
+use crate::ops::noise::{NoiseKey, step_word};
 use crate::rng::Purpose;
+use crate::tensor::Shape;
 use crate::train::batches::{draw, load_pictures, normalized};
 use crate::train::checkpoint::{self, Checkpoint, NamedTensor};
 use crate::train::interrupt::Interrupt;
@@ -24,10 +27,13 @@ use crate::train::picture;
 use crate::train::progress::{Kind, Progress};
 use crate::train::run_dir::RunDir;
 use crate::train::state::{Batch, TrainState, import_model};
+use crate::train::stepper::Stepper;
 use crate::train::tensorboard::EventWriter;
 
 /// Steps over which a training record averages.
 const LOG_EVERY: u64 = 10;
+/// Steps that a device may be asked for before the losses of the first are looked at.
+const RUN_AHEAD: usize = 4;
 /// Long epochs are saved within as well.
 const SAVE_EVERY: Duration = Duration::from_secs(600);
 /// Checkpoints kept.
@@ -137,6 +143,9 @@ struct Trainer<'a, B: Backend> {
     dataset: &'a Dataset,
     split: Split,
     state: TrainState<B>,
+    stepper: Stepper<B>,
+    /// Steps whose losses are on their way: number, images, losses.
+    pending: VecDeque<(u64, usize, B::ReadBack)>,
     normalizer: Normalizer,
     window: Window,
     run_dir: RunDir,
@@ -200,6 +209,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
             config,
             dataset,
             split,
+            stepper: Stepper::new(backend, config.channels, config.seed)?,
+            pending: VecDeque::new(),
             state,
             normalizer,
             window,
@@ -274,14 +285,14 @@ impl<'a, B: Backend> Trainer<'a, B> {
             let task = self.progress.task(&format!("epoch {}", epoch + 1), images, "images");
             while self.state.step < end {
                 let began = Instant::now();
-                let (values, images) = self.step(epoch)?;
+                let images = self.step(epoch)?;
+                let due = self.state.step.is_multiple_of(LOG_EVERY) || self.state.step == end;
+                self.settle(if due { 0 } else { RUN_AHEAD })?;
                 self.stepping += began.elapsed();
                 self.images_this_session += images as u64;
-                if !values.loss.is_finite() {
-                    return Err(self.diverged(&format!("the loss is {} at step {}", values.loss, self.state.step + 1)));
+                if self.window.images > 0.0 {
+                    task.message(&format!("loss {:.4}", self.window.mean().loss));
                 }
-                self.window.add(&values, images);
-                task.message(&format!("loss {:.4}", self.window.mean().loss));
                 task.advance(images as u64);
                 if self.state.step.is_multiple_of(LOG_EVERY) || self.state.step == total {
                     self.log_training(epoch)?;
@@ -308,8 +319,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
         self.finish()
     }
 
-    /// One training step; the number of its images.
-    fn step(&mut self, epoch: u64) -> Result<(LossValues, usize)> {
+    /// Asks for one training step; the number of its images. Its losses come with [`Trainer::settle`].
+    fn step(&mut self, epoch: u64) -> Result<usize> {
         if self.order.0 != Some(epoch) {
             let order = data::epoch_order(&self.split.train, self.config.repeat, self.config.seed, epoch);
             self.order = (Some(epoch), order);
@@ -322,11 +333,28 @@ impl<'a, B: Backend> Trainer<'a, B> {
         self.pixels.resize(indices.len() * self.dataset.image_bytes(), 0);
         data::fill_batch(self.dataset, indices, flip, &mut self.pixels);
         self.normalizer.gather(&self.pixels);
-        let images = normalized(self.backend, &self.normalizer, self.dataset, &self.pixels)?;
-        let key = |purpose| NoiseKey { seed: self.config.seed, purpose, step: self.state.step, first_image: 0 };
-        let (noise, times) = draw(self.backend, images.shape, key(Purpose::Noise), key(Purpose::Times))?;
-        let batch = Batch { images: &images, noise: &noise, times: &times };
-        Ok((self.state.train_step(self.backend, &batch)?, end - position))
+        let images = end - position;
+        let size = self.dataset.image_size();
+        let shape = Shape::new(images, size, size, self.dataset.channels());
+        let losses = self.stepper.step(self.backend, &mut self.state, &self.normalizer, shape, &self.pixels)?;
+        self.pending.push_back((self.state.step, images, losses));
+        Ok(images)
+    }
+
+    /// Takes in the losses of steps that are done, in order, and waits where more than `ahead` are not.
+    fn settle(&mut self, ahead: usize) -> Result<()> {
+        while let Some((_, _, losses)) = self.pending.front() {
+            if self.pending.len() <= ahead && !losses.is_ready()? {
+                break;
+            }
+            let Some((step, images, losses)) = self.pending.pop_front() else { break };
+            let values = LossValues::from_slots(&losses.wait()?);
+            if !values.loss.is_finite() {
+                return Err(self.diverged(&format!("the loss is {} at step {step}", values.loss)));
+            }
+            self.window.add(&values, images);
+        }
+        Ok(())
     }
 
     /// Why numbers that are not finite end the run, where it can go on from, and what to try.
@@ -393,13 +421,16 @@ impl<'a, B: Backend> Trainer<'a, B> {
         }
         let began = Instant::now();
         let mut window = Window::default();
+        let mut step = self.backend.alloc(1)?;
+        self.backend.upload(&[step_word(0)], B::all_mut(&mut step))?;
         for (i, indices) in valid.chunks(self.config.batch_size).enumerate() {
             self.pixels.resize(indices.len() * self.dataset.image_bytes(), 0);
             data::fill_batch(self.dataset, indices, None, &mut self.pixels);
             let images = normalized(self.backend, &self.normalizer, self.dataset, &self.pixels)?;
             let first_image = (i * self.config.batch_size) as u64;
-            let key = |purpose| NoiseKey { seed: self.config.seed, purpose, step: 0, first_image };
-            let (noise, times) = draw(self.backend, images.shape, key(Purpose::ValidNoise), key(Purpose::ValidTimes))?;
+            let key = |purpose| NoiseKey { seed: self.config.seed, purpose, first_image };
+            let (noise, times) = (key(Purpose::ValidNoise), key(Purpose::ValidTimes));
+            let (noise, times) = draw(self.backend, images.shape, B::all(&step), noise, times)?;
             let batch = Batch { images: &images, noise: &noise, times: &times };
             window.add(&self.state.evaluate(self.backend, &batch)?, indices.len());
         }
@@ -452,6 +483,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     }
 
     fn save(&mut self, epoch: u64) -> Result<()> {
+        self.settle(0)?;
         let state = Resumable {
             preset: self.preset.clone(),
             fingerprint: self.dataset.fingerprint().into(),

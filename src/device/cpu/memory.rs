@@ -9,7 +9,7 @@ use memmap2::MmapMut;
 
 use super::Cpu;
 use crate::device::arena::{Arena, Place};
-use crate::device::{Memory, MemoryUse};
+use crate::device::{Memory, MemoryUse, ReadBack, Replay};
 use crate::error::{Error, Result};
 
 /// Elements of a chunk. Address space only: pages become real when they are first touched.
@@ -76,6 +76,7 @@ impl Memory for Cpu {
     type Slice<'a> = &'a [f32];
     type SliceMut<'a> = &'a mut [f32];
     type Bytes = Vec<u8>;
+    type ReadBack = CpuReadBack;
 
     fn alloc(&self, len: usize) -> Result<CpuBuffer> {
         let mut store = self.store.borrow_mut();
@@ -129,8 +130,24 @@ impl Memory for Cpu {
         Ok(())
     }
 
-    fn upload_bytes(&self, src: &[u8]) -> Result<Vec<u8>> {
-        Ok(src.to_vec())
+    fn copy(&self, src: &[f32], dst: &mut [f32]) -> Result<()> {
+        same_len("copy", src.len(), dst.len())?;
+        dst.copy_from_slice(src);
+        Ok(())
+    }
+
+    fn read_back(&self, src: &[f32]) -> Result<CpuReadBack> {
+        Ok(CpuReadBack(src.to_vec()))
+    }
+
+    fn alloc_bytes(&self, len: usize) -> Result<Vec<u8>> {
+        Ok(vec![0; len])
+    }
+
+    fn upload_bytes(&self, src: &[u8], dst: &mut Vec<u8>) -> Result<()> {
+        same_len("upload_bytes", src.len(), dst.len())?;
+        dst.copy_from_slice(src);
+        Ok(())
     }
 
     fn fill(&self, dst: &mut [f32], value: f32) -> Result<()> {
@@ -141,6 +158,32 @@ impl Memory for Cpu {
     fn memory_use(&self) -> MemoryUse {
         let (live, peak) = self.store.borrow().arena.usage();
         MemoryUse { live: live * size_of::<f32>(), peak: peak * size_of::<f32>() }
+    }
+}
+
+/// Numbers of the CPU's memory are on the host already.
+pub struct CpuReadBack(Vec<f32>);
+
+impl ReadBack for CpuReadBack {
+    fn is_ready(&self) -> Result<bool> {
+        Ok(true)
+    }
+    fn wait(self) -> Result<Vec<f32>> {
+        Ok(self.0)
+    }
+}
+
+impl Replay for Cpu {
+    /// There are none: the CPU computes each time.
+    type Graph = std::convert::Infallible;
+
+    fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Graph>> {
+        body()?;
+        Ok(None)
+    }
+
+    fn replay(&self, graph: &Self::Graph) -> Result<()> {
+        match *graph {}
     }
 }
 

@@ -4,7 +4,7 @@ mod memory;
 pub(crate) mod scratch;
 pub mod simd;
 
-pub use memory::CpuBuffer;
+pub use memory::{CpuBuffer, CpuReadBack};
 pub use simd::Isa;
 
 use std::cell::RefCell;

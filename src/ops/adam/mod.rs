@@ -14,9 +14,9 @@ pub mod reference;
 use bytemuck::{Pod, Zeroable};
 
 use crate::device::Memory;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
-/// Hyper-parameters of one step, by value.
+/// Hyper-parameters of one step.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 pub struct AdamParams {
@@ -46,6 +46,57 @@ impl AdamParams {
     }
 }
 
+/// Numbers of a step as the operations read them from device memory, in this order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct AdamScalars {
+    /// 1 - beta1, rounded once: 1 - (0.999 in float32) would be off by 1.3e-5, and so would the second moment.
+    pub gain1: f32,
+    /// 1 - beta2.
+    pub gain2: f32,
+    /// lr / (1 - beta1^t).
+    pub step_size: f32,
+    /// 1 / sqrt(1 - beta2^t).
+    pub correction: f32,
+    /// Added to the denominator.
+    pub eps: f32,
+    /// AdamW: factor of the weight. Adam: 1.
+    pub shrink: f32,
+    /// Adam: factor of the weight in the gradient. AdamW: 0.
+    pub decay: f32,
+    /// 1 - decay of the average.
+    pub gain_ema: f32,
+}
+
+impl AdamScalars {
+    /// Slots.
+    pub const LEN: usize = size_of::<AdamScalars>() / size_of::<f32>();
+}
+
+impl AdamParams {
+    /// What the step computes with, in float32 as it is applied.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the step is 0.
+    pub fn scalars(&self) -> Result<AdamScalars> {
+        if self.step == 0 {
+            return Err(Error::Shape { op: "adam", what: "steps are counted from 1".into() });
+        }
+        let t = f64::from(self.step);
+        let decoupled = self.decoupled != 0;
+        Ok(AdamScalars {
+            gain1: (1.0 - self.beta1) as f32,
+            gain2: (1.0 - self.beta2) as f32,
+            step_size: (self.lr / (1.0 - self.beta1.powf(t))) as f32,
+            correction: (1.0 / (1.0 - self.beta2.powf(t)).sqrt()) as f32,
+            eps: self.eps as f32,
+            shrink: if decoupled { (1.0 - self.lr * self.weight_decay) as f32 } else { 1.0 },
+            decay: if decoupled { 0.0 } else { self.weight_decay as f32 },
+            gain_ema: (1.0 - self.ema_decay) as f32,
+        })
+    }
+}
+
 /// The flat buffers of one step, all of the same length.
 pub struct AdamState<'a, M: Memory> {
     /// Weights.
@@ -62,11 +113,28 @@ pub struct AdamState<'a, M: Memory> {
 
 /// The optimiser of a device.
 pub trait Adam: Memory {
-    /// One step.
+    /// One step with `scalars` ([`AdamScalars`], one slot each). Nothing changes where `guard` `[1]`, the loss, is not finite.
     ///
     /// # Errors
-    /// [`crate::error::Error::Shape`] where a view does not fit.
-    fn adam_step(&self, params: &AdamParams, state: AdamState<'_, Self>) -> Result<()>
+    /// [`Error::Shape`] where a view does not fit.
+    fn adam_step(
+        &self,
+        scalars: Self::Slice<'_>,
+        guard: Option<Self::Slice<'_>>,
+        state: AdamState<'_, Self>,
+    ) -> Result<()>
     where
         Self: Sized;
+
+    /// The moving average alone, of values that are not learned: `ema` += gain_ema (`src` - `ema`), under the same guard.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where a view does not fit.
+    fn ema_update(
+        &self,
+        scalars: Self::Slice<'_>,
+        guard: Option<Self::Slice<'_>>,
+        src: Self::Slice<'_>,
+        ema: Self::SliceMut<'_>,
+    ) -> Result<()>;
 }

@@ -8,15 +8,15 @@ use crate::error::Result;
 
 /// Pixel conversion of a device.
 pub trait Images: Memory {
-    /// x [N, H, W, C] from bytes of the same shape; `mean` and `std` of `[C]`, on the host.
+    /// x [N, H, W, C] (float32) from bytes of the same shape; `mean_std` `[2 C]`: the means, then the deviations.
     ///
     /// # Errors
     /// [`crate::error::Error::Shape`] where a view does not fit.
-    fn normalize(&self, bytes: &Self::Bytes, mean: &[f32], std: &[f32], x: Self::SliceMut<'_>) -> Result<()>;
+    fn normalize(&self, bytes: &Self::Bytes, mean_std: Self::Slice<'_>, x: Self::SliceMut<'_>) -> Result<()>;
 
     /// In place: x <- clip(x std + mean, 0, 1).
     ///
     /// # Errors
     /// [`crate::error::Error::Shape`] where a view does not fit.
-    fn denormalize(&self, mean: &[f32], std: &[f32], x: Self::SliceMut<'_>) -> Result<()>;
+    fn denormalize(&self, mean_std: Self::Slice<'_>, x: Self::SliceMut<'_>) -> Result<()>;
 }

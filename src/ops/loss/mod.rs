@@ -82,6 +82,14 @@ pub struct LossValues {
     pub image_loss: f64,
 }
 
+impl LossValues {
+    /// From the slots that [`Loss::loss`] writes; what is missing is NaN.
+    pub fn from_slots(slots: &[f32]) -> Self {
+        let at = |i: usize| f64::from(slots.get(i).copied().unwrap_or(f32::NAN));
+        LossValues { loss: at(0), noise_loss: at(1), image_loss: at(2) }
+    }
+}
+
 /// The loss of a device.
 pub trait Loss: Memory {
     /// Writes loss, noise_loss and image_loss to `out` `[3]` and, where asked, the gradient dp.

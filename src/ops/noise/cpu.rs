@@ -7,26 +7,33 @@ use crate::ops::expect_len;
 use crate::rng::Stream;
 
 impl NoiseKey {
-    /// The stream of image `i` of the batch.
-    pub fn stream(&self, i: usize) -> Stream {
-        Stream::new(self.seed, self.purpose, self.step, self.first_image + i as u64)
+    /// The stream of image `i` of the batch at a step.
+    pub fn stream(&self, step: u64, i: usize) -> Stream {
+        Stream::new(self.seed, self.purpose, step, self.first_image + i as u64)
     }
 }
 
+fn read_step(op: &'static str, step: &[f32]) -> Result<u64> {
+    expect_len(op, "step", step.len(), 1)?;
+    Ok(u64::from(step[0].to_bits()))
+}
+
 impl Noise for Cpu {
-    fn fill_normal(&self, key: NoiseKey, per_image: usize, out: &mut [f32]) -> Result<()> {
+    fn fill_normal(&self, key: NoiseKey, step: &[f32], per_image: usize, out: &mut [f32]) -> Result<()> {
+        let step = read_step("fill_normal", step)?;
         if per_image == 0 || !out.len().is_multiple_of(per_image) {
             let what = format!("{} elements are no whole number of images of {per_image}", out.len());
             return Err(Error::Shape { op: "fill_normal", what });
         }
         let jobs: Vec<_> = out.chunks_exact_mut(per_image).enumerate().collect();
-        self.for_each(jobs, |(i, out)| key.stream(i).fill_normal(out));
+        self.for_each(jobs, |(i, out)| key.stream(step, i).fill_normal(out));
         Ok(())
     }
 
-    fn fill_uniform(&self, key: NoiseKey, out: &mut [f32]) -> Result<()> {
+    fn fill_uniform(&self, key: NoiseKey, step: &[f32], out: &mut [f32]) -> Result<()> {
+        let step = read_step("fill_uniform", step)?;
         for (i, out) in out.iter_mut().enumerate() {
-            *out = key.stream(i).uniform4(0)[0];
+            *out = key.stream(step, i).uniform4(0)[0];
         }
         Ok(())
     }

@@ -17,25 +17,34 @@ pub struct NoiseKey {
     pub seed: u64,
     /// What they are for.
     pub purpose: Purpose,
-    /// Training step.
-    pub step: u64,
     /// Index of the first image; image i uses `first_image + i`.
     pub first_image: u64,
 }
 
-/// Random numbers of a device.
+/// The number of a step as the operations read it from device memory: its low 32 bits, as the bits of one float32 slot.
+pub fn step_word(step: u64) -> f32 {
+    f32::from_bits(step as u32)
+}
+
+/// Random numbers of a device. `step`: `[1]`, see [`step_word`].
 pub trait Noise: Memory {
     /// Standard normal numbers, `per_image` for each image of `out`.
     ///
     /// # Errors
     /// [`crate::error::Error::Shape`] where `out` is not a whole number of images.
-    fn fill_normal(&self, key: NoiseKey, per_image: usize, out: Self::SliceMut<'_>) -> Result<()>;
+    fn fill_normal(
+        &self,
+        key: NoiseKey,
+        step: Self::Slice<'_>,
+        per_image: usize,
+        out: Self::SliceMut<'_>,
+    ) -> Result<()>;
 
     /// One number uniform in [0, 1) for each image.
     ///
     /// # Errors
-    /// The device failed.
-    fn fill_uniform(&self, key: NoiseKey, out: Self::SliceMut<'_>) -> Result<()>;
+    /// [`crate::error::Error::Shape`] where `step` is not one slot.
+    fn fill_uniform(&self, key: NoiseKey, step: Self::Slice<'_>, out: Self::SliceMut<'_>) -> Result<()>;
 
     /// noisy = `rates[n,0]` * images + `rates[n,1]` * noise; all [N, per image], rates [N, 2].
     ///

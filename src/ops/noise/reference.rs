@@ -5,9 +5,9 @@ use super::NoiseKey;
 use crate::rng::Stream;
 
 /// Standard normal numbers [N, per image].
-pub fn normal(key: NoiseKey, per_image: usize, n: usize) -> Vec<f64> {
+pub fn normal(key: NoiseKey, step: u64, per_image: usize, n: usize) -> Vec<f64> {
     let image = |i: usize| {
-        let stream = stream(key, i);
+        let stream = stream(key, step, i);
         let blocks = (0u32..).flat_map(move |block| {
             let [a, b, c, d] = stream.block(block);
             [box_muller(a, b), box_muller(c, d)]
@@ -18,8 +18,8 @@ pub fn normal(key: NoiseKey, per_image: usize, n: usize) -> Vec<f64> {
 }
 
 /// One number uniform in [0, 1) for each of `n` images: the top 24 bits of the first word of its stream.
-pub fn uniform(key: NoiseKey, n: usize) -> Vec<f64> {
-    (0..n).map(|i| f64::from(stream(key, i).block(0)[0] >> 8) / 2f64.powi(24)).collect()
+pub fn uniform(key: NoiseKey, step: u64, n: usize) -> Vec<f64> {
+    (0..n).map(|i| f64::from(stream(key, step, i).block(0)[0] >> 8) / 2f64.powi(24)).collect()
 }
 
 /// noisy [N, per image] = `rates[n,0]` images + `rates[n,1]` noise.
@@ -30,8 +30,8 @@ pub fn q_sample(images: &[f64], noise: &[f64], rates: &[f64]) -> Vec<f64> {
         .collect()
 }
 
-fn stream(key: NoiseKey, i: usize) -> Stream {
-    Stream::new(key.seed, key.purpose, key.step, key.first_image + i as u64)
+fn stream(key: NoiseKey, step: u64, i: usize) -> Stream {
+    Stream::new(key.seed, key.purpose, step, key.first_image + i as u64)
 }
 
 /// u in (0, 1] from the top 24 bits of `a`; `b` / 2^32 turns.

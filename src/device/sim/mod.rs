@@ -1,0 +1,191 @@
+//! The simulator: the kernels of `kernels/*.cu`, compiled with g++, on fibers of the host's threads.
+//!
+//! Device memory is host memory. Capture keeps a list of what was asked for; replay goes through it.
+
+#[cfg_attr(have_sim, path = "ffi.rs")]
+#[cfg_attr(not(have_sim), path = "absent.rs")]
+mod ffi;
+
+use std::cell::RefCell;
+
+use super::launcher::{DevicePtr, LaunchConfig, Launcher};
+use crate::error::{Error, Result};
+use crate::kernels::KernelEntry;
+
+pub use ffi::Library;
+
+/// What a recording repeats.
+enum Node {
+    Launch { kernel: ffi::Kernel, config: LaunchConfig, args: Vec<u8> },
+    Fill { dst: DevicePtr, width: usize, pattern: u32, count: usize },
+    Copy { src: DevicePtr, dst: DevicePtr, bytes: usize },
+}
+
+/// A recorded sequence.
+pub struct SimGraph(Vec<Node>);
+
+impl SimGraph {
+    /// Launches, fills and copies.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+    /// True where nothing was recorded.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// The simulator as a device.
+pub struct Sim {
+    library: Library,
+    recording: RefCell<Option<Vec<Node>>>,
+}
+
+impl Sim {
+    /// The fast variant.
+    ///
+    /// # Errors
+    /// This build has no simulator.
+    pub fn new() -> Result<Self> {
+        Ok(Sim { library: Library::fast()?, recording: RefCell::new(None) })
+    }
+
+    /// The variant that finds races, accesses out of bounds and reads of memory that was never written; a hundred times slower.
+    ///
+    /// # Errors
+    /// This build does not have it.
+    pub fn checked() -> Result<Self> {
+        Ok(Sim { library: Library::checked()?, recording: RefCell::new(None) })
+    }
+
+    /// The runtime behind it, for its options.
+    pub fn library(&self) -> Library {
+        self.library
+    }
+
+    fn run(&self, node: Node) -> Result<()> {
+        if let Some(nodes) = self.recording.borrow_mut().as_mut() {
+            nodes.push(node);
+            return Ok(());
+        }
+        self.execute(&node)
+    }
+
+    fn execute(&self, node: &Node) -> Result<()> {
+        match node {
+            Node::Launch { kernel, config, args } => self.library.launch(*kernel, *config, args).map_err(Error::Failed),
+            Node::Fill { dst, width, pattern, count } => {
+                self.library.fill(*dst, *width, *pattern, *count);
+                Ok(())
+            }
+            Node::Copy { src, dst, bytes } => {
+                self.library.copy(*src, *dst, *bytes);
+                Ok(())
+            }
+        }
+    }
+
+    fn not_recording(&self, what: &str) -> Result<()> {
+        if self.recording.borrow().is_some() {
+            return Err(Error::Failed(format!("{what} cannot be part of a recorded sequence")));
+        }
+        Ok(())
+    }
+}
+
+impl Launcher for Sim {
+    type Kernel = ffi::Kernel;
+    type Graph = SimGraph;
+    type Pending = Vec<u8>;
+
+    fn describe(&self) -> String {
+        "sim (the CUDA kernels on this machine's CPU, for tests: thousands of times slower than a GPU)".into()
+    }
+
+    fn chunk_bytes(&self) -> usize {
+        4 << 20
+    }
+
+    fn kernel(&self, entry: &'static KernelEntry) -> Result<ffi::Kernel> {
+        let kernel = self.library.find(entry.name).ok_or_else(|| {
+            Error::Failed(format!(
+                "the simulator has no kernel {}: this build's table and its kernels differ",
+                entry.name
+            ))
+        })?;
+        let size = self.library.args_size(kernel);
+        if size != entry.args_size {
+            let (name, want) = (entry.name, entry.args_size);
+            return Err(Error::Failed(format!("kernel {name} takes {size} bytes, the table says {want}")));
+        }
+        Ok(kernel)
+    }
+
+    fn launch(&self, kernel: ffi::Kernel, config: LaunchConfig, args: &[u8]) -> Result<()> {
+        self.run(Node::Launch { kernel, config, args: args.to_vec() })
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<DevicePtr> {
+        self.not_recording("an allocation")?;
+        self.library.alloc(bytes).ok_or_else(|| {
+            Error::Failed(format!(
+                "out of memory: the simulator cannot have {} MiB more; use a smaller batch",
+                bytes >> 20
+            ))
+        })
+    }
+
+    fn free(&self, ptr: DevicePtr, _bytes: usize) {
+        self.library.free(ptr);
+    }
+
+    fn fill(&self, dst: DevicePtr, width: usize, pattern: u32, count: usize) -> Result<()> {
+        self.run(Node::Fill { dst, width, pattern, count })
+    }
+
+    fn copy_in(&self, src: &[u8], dst: DevicePtr) -> Result<()> {
+        self.not_recording("a copy from the host")?;
+        self.library.copy_in(src, dst);
+        Ok(())
+    }
+
+    fn copy_out(&self, src: DevicePtr, dst: &mut [u8]) -> Result<()> {
+        self.not_recording("a copy to the host")?;
+        self.library.copy_out(src, dst);
+        Ok(())
+    }
+
+    fn copy_out_later(&self, src: DevicePtr, bytes: usize) -> Result<Vec<u8>> {
+        let mut out = vec![0; bytes];
+        self.copy_out(src, &mut out)?;
+        Ok(out)
+    }
+
+    fn is_ready(_: &Vec<u8>) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn wait(pending: Vec<u8>) -> Result<Vec<u8>> {
+        Ok(pending)
+    }
+
+    fn copy(&self, src: DevicePtr, dst: DevicePtr, bytes: usize) -> Result<()> {
+        self.run(Node::Copy { src, dst, bytes })
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(()) // launches return when they are done
+    }
+
+    fn capture(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<SimGraph> {
+        self.not_recording("a recording")?;
+        *self.recording.borrow_mut() = Some(Vec::new());
+        let result = body();
+        let nodes = self.recording.borrow_mut().take().unwrap_or_default();
+        result.map(|()| SimGraph(nodes))
+    }
+
+    fn replay(&self, graph: &SimGraph) -> Result<()> {
+        graph.0.iter().try_for_each(|node| self.execute(node))
+    }
+}

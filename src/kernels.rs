@@ -1,0 +1,17 @@
+//! The kernels of `kernels/*.cu`, as the build found and compiled them: one constant for each, their GPU images, and the constants
+//! that host code shares with them.
+
+/// A kernel, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelEntry {
+    /// Position in [`ALL`].
+    pub index: usize,
+    /// Name of the function.
+    pub name: &'static str,
+    /// The file it stands in, without extension: also the name of its image.
+    pub module: &'static str,
+    /// Bytes of its one parameter, a struct by value.
+    pub args_size: usize,
+}
+
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
