@@ -206,47 +206,47 @@ fn forward_case<L: Launcher>(
     assert_eq!(y, without, "{name}: statistics must not change the result");
 }
 
-fn forwards<L: Launcher>(gpu: &Gpu<L>) {
-    for d in sizes() {
+fn forwards<L: Launcher>(gpu: &Gpu<L>, sizes: &[ResampleDims]) {
+    for d in sizes {
         let case = u64::from(d.c);
         let (large, small) = (numbers(gpu, case, 0, d.large(), 0.0), numbers(gpu, case, 1, d.small(), 0.0));
-        let pooled = pool_truth::forward(&d, &to_f64(&large));
-        let upsampled = upsample_truth::forward(&d, &to_f64(&small));
+        let pooled = pool_truth::forward(d, &to_f64(&large));
+        let upsampled = upsample_truth::forward(d, &to_f64(&small));
         for lead in LEADS {
-            forward_case(gpu, "pool", &d, lead, pool, &large, &pooled);
-            forward_case(gpu, "upsample", &d, lead, upsample, &small, &upsampled);
+            forward_case(gpu, "pool", d, lead, pool, &large, &pooled);
+            forward_case(gpu, "upsample", d, lead, upsample, &small, &upsampled);
         }
     }
 }
 
 #[test]
 fn forwards_in_fp32() {
-    on_devices!(Arithmetic::Fp32, forwards);
+    on_devices!(Arithmetic::Fp32, |gpu| forwards(gpu, &sizes()));
 }
 
 #[test]
 fn forwards_in_bf16() {
-    on_devices!(Arithmetic::Bf16, forwards);
+    on_devices!(Arithmetic::Bf16, |gpu| forwards(gpu, &sizes()));
 }
 
-fn backwards<L: Launcher>(gpu: &Gpu<L>) {
+fn backwards<L: Launcher>(gpu: &Gpu<L>, sizes: &[ResampleDims]) {
     let arithmetic = gpu.arithmetic();
-    for d in sizes() {
+    for d in sizes {
         let case = u64::from(d.c);
         let (small, large) = (numbers(gpu, case, 2, d.small(), 0.0), numbers(gpu, case, 3, d.large(), 0.0));
         let (small64, large64) = (to_f64(&small), to_f64(&large));
-        let spread = pool_truth::backward(&d, &small64, None);
-        let joined = pool_truth::backward(&d, &small64, Some(&large64));
-        let gathered = upsample_truth::backward(&d, &large64);
+        let spread = pool_truth::backward(d, &small64, None);
+        let joined = pool_truth::backward(d, &small64, Some(&large64));
+        let gathered = upsample_truth::backward(d, &large64);
         for lead in LEADS {
             let name = format!("{d:?} at {lead} in {arithmetic}");
             let run = || {
                 let [small, large] = [&small, &large].map(|v| Activation::input(gpu, v, lead));
                 let [mut dx, mut added] = [(); 2].map(|()| Activation::output(gpu, d.large(), lead));
-                gpu.avg_pool_backward(&d, small.view(), None, dx.view_mut()).unwrap();
-                gpu.avg_pool_backward(&d, small.view(), Some(large.view()), added.view_mut()).unwrap();
+                gpu.avg_pool_backward(d, small.view(), None, dx.view_mut()).unwrap();
+                gpu.avg_pool_backward(d, small.view(), Some(large.view()), added.view_mut()).unwrap();
                 let mut up = Activation::output(gpu, d.small(), lead);
-                gpu.upsample_backward(&d, large.view(), up.view_mut()).unwrap();
+                gpu.upsample_backward(d, large.view(), up.view_mut()).unwrap();
                 [dx, added, up].map(|out| out.read(gpu))
             };
             let [dx, added, up] = run();
@@ -260,12 +260,12 @@ fn backwards<L: Launcher>(gpu: &Gpu<L>) {
 
 #[test]
 fn backwards_in_fp32() {
-    on_devices!(Arithmetic::Fp32, backwards);
+    on_devices!(Arithmetic::Fp32, |gpu| backwards(gpu, &sizes()));
 }
 
 #[test]
 fn backwards_in_bf16() {
-    on_devices!(Arithmetic::Bf16, backwards);
+    on_devices!(Arithmetic::Bf16, |gpu| backwards(gpu, &sizes()));
 }
 
 /// Views need not be aligned alike: one aligned input does not make the others so.
@@ -438,8 +438,8 @@ fn batches() -> Vec<Batch> {
     ]
 }
 
-fn coefficients<L: Launcher>(gpu: &Gpu<L>) {
-    for batch in batches() {
+fn coefficients<L: Launcher>(gpu: &Gpu<L>, batches: Vec<Batch>) {
+    for batch in batches {
         let want = batch.truth();
         let host = [&batch.gamma, &batch.beta, &batch.running_mean, &batch.running_var];
         let [gamma, beta, mean, var] = host.map(|v| to_f64(v));
@@ -463,7 +463,7 @@ fn coefficients<L: Launcher>(gpu: &Gpu<L>) {
 
 #[test]
 fn coefficients_of_batch_norm() {
-    on_devices!(Arithmetic::Fp32, coefficients);
+    on_devices!(Arithmetic::Fp32, |gpu| coefficients(gpu, batches()));
 }
 
 /// Batch norm and the convolution behind it, over a picture.
@@ -519,8 +519,8 @@ impl Block {
     }
 }
 
-fn gradients<L: Launcher>(gpu: &Gpu<L>) {
-    let blocks = [
+fn blocks() -> Vec<Block> {
+    vec![
         Block::new(2, [1, 1], [3, 0], 5, 3),
         Block::new(1, [2, 3], [1, 0], 1, 3),
         Block::new(2, [5, 4], [7, 0], 17, 1),
@@ -528,7 +528,10 @@ fn gradients<L: Launcher>(gpu: &Gpu<L>) {
         Block::new(2, [8, 8], [33, 31], 16, 3),
         Block::new(5, [3, 2], [15, 2], 65, 3),
         Block::new(2, [4, 4], [64, 32], 64, 3),
-    ];
+    ]
+}
+
+fn gradients<L: Launcher>(gpu: &Gpu<L>, blocks: Vec<Block>) {
     for block in blocks {
         let coefficients = block.batch.truth().coefficients;
         let [gamma, w, dy] = [&block.batch.gamma, &block.w, &block.dy].map(|v| to_f64(v));
@@ -548,7 +551,7 @@ fn gradients<L: Launcher>(gpu: &Gpu<L>) {
 
 #[test]
 fn gradients_of_batch_norm() {
-    on_devices!(Arithmetic::Fp32, gradients);
+    on_devices!(Arithmetic::Fp32, |gpu| gradients(gpu, blocks()));
 }
 
 fn wrong_norms<L: Launcher>(gpu: &Gpu<L>) {
@@ -601,5 +604,30 @@ fn wrong_norms<L: Launcher>(gpu: &Gpu<L>) {
         let mut short = lengths;
         short[i] -= 1;
         assert_shape_error(&format!("view {i} of the backward"), backward(short));
+    }
+}
+
+/// Under the simulator's checker: no races, no access beside a buffer, nothing read that was never written.
+#[test]
+fn kernels_pass_the_checker() {
+    for arithmetic in [Arithmetic::Fp32, Arithmetic::Bf16] {
+        let sim = match Sim::checked() {
+            Ok(sim) => sim,
+            Err(why) => {
+                eprintln!("skipped: {why}");
+                return;
+            }
+        };
+        let gpu = Gpu::new(sim, arithmetic);
+        gpu.separate_buffers();
+        // One tile and several, vectors and single elements, more channels than a block has.
+        let sizes = [[2, 6, 10, 16], [1, 34, 36, 8], [2, 4, 2, 3], [1, 2, 2, 37], [1, 18, 18, 36]];
+        let sizes = sizes.map(|[n, h, w, c]| ResampleDims { n, h, w, c });
+        forwards(&gpu, &sizes);
+        backwards(&gpu, &sizes);
+        if arithmetic == Arithmetic::Fp32 {
+            coefficients(&gpu, vec![Batch::new(3, 5, [8, 7]), Batch::new(19, 2, [17, 0])]);
+            gradients(&gpu, vec![Block::new(2, [2, 3], [3, 0], 5, 3), Block::new(2, [2, 2], [5, 0], 64, 3)]);
+        }
     }
 }
