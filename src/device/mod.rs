@@ -9,6 +9,7 @@
 
 pub mod arena;
 pub mod cpu;
+pub mod cuda;
 pub mod gpu;
 pub mod launcher;
 pub mod sim;
