@@ -21,37 +21,40 @@ template <class TI, class TW>
 static __device__ __forceinline__ void add_tap(float (&acc)[4], const Source<TI>& s, int pixel, int image, const unsigned char* w,
                                                size_t chunk_bytes) {
   constexpr int E = Unit<TW>::COUNT;
-  for (int c = 0; c < s.channels(); c += E) {
-    const TI* base;
-    int stride;
-    bool by_image;
-    float z[E];
-    // A unit of the filter may be two of the input: they lie in one tensor where the border between the tensors allows it.
-    if (s.vector && s.c0 % E == 0 && s.c1 % E == 0) {
+  const TI* base;
+  int stride;
+  bool by_image;
+  // Unit c / E of the filter for the first of the four output channels; the others follow it.
+  auto row = [&](int c) {
+    const int unit = c / E;
+    return w + unit / CONV_CHUNK_UNITS * chunk_bytes + unit % CONV_CHUNK_UNITS * CONV_PACK_CHANNELS * CONV_UNIT_BYTES;
+  };
+  // A unit of the filter may be two of the input: they lie in one tensor where the border between the tensors allows it.
+  if (s.vector && s.c0 % E == 0 && s.c1 % E == 0) {
+#pragma unroll 1
+    for (int c = 0; c < s.channels(); c += E) {
+      float z[E];
       s.tensor_of(c, base, stride, by_image);
       load_elements<E>(base + (size_t)(by_image ? image : pixel) * stride, true, z);
 #pragma unroll
       for (int j = 0; j < E; j++) z[j] = s.prepared(z[j], c + j);
-    } else {
 #pragma unroll
-      for (int j = 0; j < E; j++) {
-        z[j] = 0.0f;
-        if (c + j < s.channels()) {
-          s.tensor_of(c + j, base, stride, by_image);
-          z[j] = s.prepared(to_float(base[(size_t)(by_image ? image : pixel) * stride]), c + j);
-        }
+      for (int k = 0; k < 4; k++) {
+        float f[E];
+        Unit<TW>::unpack(__ldg(reinterpret_cast<const uint4*>(row(c)) + k), f);
+#pragma unroll
+        for (int j = 0; j < E; j++) acc[k] = fmaf(z[j], f[j], acc[k]);
       }
     }
-    const int unit = c / E;
-    const unsigned char* row =
-        w + unit / CONV_CHUNK_UNITS * chunk_bytes + unit % CONV_CHUNK_UNITS * CONV_PACK_CHANNELS * CONV_UNIT_BYTES;
+    return;
+  }
+#pragma unroll 1
+  for (int c = 0; c < s.channels(); c++) {
+    s.tensor_of(c, base, stride, by_image);
+    const float z = s.prepared(to_float(base[(size_t)(by_image ? image : pixel) * stride]), c);
+    const TW* f = reinterpret_cast<const TW*>(row(c)) + c % E;
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
-      float f[E];
-      Unit<TW>::unpack(reinterpret_cast<const uint4*>(row)[k], f);
-#pragma unroll
-      for (int j = 0; j < E; j++) acc[k] = fmaf(z[j], f[j], acc[k]);
-    }
+    for (int k = 0; k < 4; k++) acc[k] = fmaf(z, to_float(__ldg(f + k * E)), acc[k]);
   }
 }
 

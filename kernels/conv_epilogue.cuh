@@ -8,54 +8,60 @@
 // Floats between the rows of a tile's results.
 template <int N> static constexpr int RESULT_PITCH = N + CONV_RESULT_PAD;
 
-// The epilogue of `results` [M][N + pad]: channels first_k .. first_k + N of the pixels `where`, V channels at a time. Where there are
-// statistics, what was stored replaces the sums in `results`.
+// The epilogue of `results` [M][N + pad]: channels first_k .. first_k + N of the pixels `where`, V channels at a time. A thread keeps its
+// channels and goes through the pixels. Where there are statistics, what was stored replaces the sums in `results`.
 template <class T, int V, int M, int N, int THREADS>
 static __device__ __forceinline__ void finish_outputs(const ConvArgs& a, const int2* where, int first_k, float* results) {
-  const int k = (int)a.k, k0 = (int)a.k0;
-  const int groups = min(N, k - first_k) / V;  // of a pixel
-  for (int i = threadIdx.x; i < M * groups; i += THREADS) {
-    const int p = i / groups, local = i % groups * V, channel = first_k + local;
+  const int groups = min(N, (int)a.k - first_k) / V;  // of V channels
+  int lanes = 1;                                      // threads of a pixel
+  while (lanes < groups) lanes *= 2;
+  const int group = threadIdx.x & (lanes - 1), channel = first_k + group * V;
+  if (group >= groups) return;  // no barrier in this function
+  const bool second = channel >= (int)a.k0;
+  const int stride = (int)(second ? a.k - a.k0 : a.k0), offset = second ? channel - (int)a.k0 : channel;
+  const T* h = static_cast<const T*>(a.h);
+  const T* v = static_cast<const T*>(second ? a.v1 : a.v0);
+  const T* add = static_cast<const T*>(second ? a.add1 : a.add0);
+  T* y = static_cast<T*>(second ? a.y1 : a.y0);
+  float bias[V], slope[V], shift[V];
+#pragma unroll
+  for (int j = 0; j < V; j++) {
+    bias[j] = (a.bias ? __ldg(a.bias + channel + j) : 0.0f) + (a.bias_res ? __ldg(a.bias_res + channel + j) : 0.0f);
+    slope[j] = a.a ? __ldg(a.a + channel + j) : 0.0f;
+    shift[j] = a.a ? __ldg(a.b + channel + j) : 0.0f;
+  }
+#pragma unroll 1
+  for (int p = threadIdx.x / lanes; p < M; p += THREADS / lanes) {
     const int pixel = where[p].x;
     if (pixel < 0) continue;
-    float* result = results + p * RESULT_PITCH<N> + local;
+    const size_t at = (size_t)pixel * stride + offset;
+    float* result = results + p * RESULT_PITCH<N> + group * V;
     float u[V], t[V];
 #pragma unroll
-    for (int j = 0; j < V; j++) u[j] = result[j];
-    if (a.bias) {
-#pragma unroll
-      for (int j = 0; j < V; j++) u[j] += a.bias[channel + j];
-    }
-    if (a.bias_res) {
-#pragma unroll
-      for (int j = 0; j < V; j++) u[j] += a.bias_res[channel + j];
-    }
-    if (a.h) {
-      load_elements<V>(static_cast<const T*>(a.h) + (size_t)pixel * k + channel, V > 1, t);
+    for (int j = 0; j < V; j++) u[j] = result[j] + bias[j];
+    if (h) {
+      load_elements<V>(h + (size_t)pixel * a.k + channel, V > 1, t);
 #pragma unroll
       for (int j = 0; j < V; j++) u[j] *= silu_slope<T>(t[j]);
     }
-    const bool second = channel >= k0;
-    const size_t at = second ? (size_t)pixel * (k - k0) + (channel - k0) : (size_t)pixel * k0 + channel;
-    if (a.a) {
-      load_elements<V>(static_cast<const T*>(second ? a.v1 : a.v0) + at, V > 1, t);
+    if (v) {
+      load_elements<V>(v + at, V > 1, t);
 #pragma unroll
-      for (int j = 0; j < V; j++) u[j] += fmaf(a.a[channel + j], t[j], a.b[channel + j]);
+      for (int j = 0; j < V; j++) u[j] += fmaf(slope[j], t[j], shift[j]);
     }
-    const void* add = second ? a.add1 : a.add0;
     if (add) {
-      load_elements<V>(static_cast<const T*>(add) + at, V > 1, t);
+      load_elements<V>(add + at, V > 1, t);
 #pragma unroll
       for (int j = 0; j < V; j++) u[j] += t[j];
     }
-    T* y = static_cast<T*>(second ? a.y1 : a.y0) + at;
     if constexpr (V > 1) {
       const uint4 packed = Unit<T>::pack(u);
-      *reinterpret_cast<uint4*>(y) = packed;
-      if (a.stats) Unit<T>::unpack(packed, u);
+      __stcg(reinterpret_cast<uint4*>(y + at), packed);
+      Unit<T>::unpack(packed, u);
     } else {
-      store(y, u[0]);
-      if (a.stats) u[0] = to_float(*y);
+      const T rounded = from_float<T>(u[0]);
+      y[at] = rounded;
+      u[0] = to_float(rounded);
     }
     if (a.stats) {
 #pragma unroll
@@ -75,18 +81,19 @@ static __device__ __forceinline__ void tile_statistics(const ConvArgs& a, const 
   const int local = threadIdx.x % N, part = threadIdx.x / N;
   const int share = tile.images >= PARTS ? 1 : PARTS / tile.images;  // threads of an image
   const int first_image = part / share, sub = part % share, step = PARTS / share;
+  const int images = first_k + local < (int)a.k ? tile.images : 0;  // none for a channel beyond the last
   const int pixels = tile.rows * tile.cols;
   const int rows = min(tile.rows, (int)a.height - tile.y), cols = min(tile.cols, (int)a.width - tile.x);
   const float count = (float)(rows * cols);
   float* deviations = sums + CONV_STAT_SLOTS * N;
-  for (int image = first_image; image < tile.images; image += step) {
+  for (int image = first_image; image < images; image += step) {
     float sum = 0.0f;
     for (int p = image * pixels + sub; p < (image + 1) * pixels; p += share)
       if (where[p].x >= 0) sum += results[p * RESULT_PITCH<N> + local];
     sums[(image * share + sub) * N + local] = sum;
   }
   __syncthreads();  // all parts of the sums are there
-  for (int image = first_image; image < tile.images; image += step) {
+  for (int image = first_image; image < images; image += step) {
     float mean = 0.0f, m2 = 0.0f;
     for (int i = 0; i < share; i++) mean += sums[(image * share + i) * N + local];
     mean /= count;
@@ -98,10 +105,10 @@ static __device__ __forceinline__ void tile_statistics(const ConvArgs& a, const 
     deviations[(image * share + sub) * N + local] = m2;
   }
   __syncthreads();  // all parts of the deviations are there
-  if (sub != 0 || first_k + local >= (int)a.k) return;  // no barrier follows
+  if (sub != 0) return;  // no barrier follows
   const uint32_t tiles = a.tiles_x * a.tiles_y;
   const uint32_t place = (uint32_t)(tile.y >> a.log_rows) * a.tiles_x + (uint32_t)(tile.x >> a.log_cols);
-  for (int image = first_image; image < tile.images && tile.image + image < (int)a.n; image += step) {
+  for (int image = first_image; image < images && tile.image + image < (int)a.n; image += step) {
     float mean = 0.0f, m2 = 0.0f;
     for (int i = 0; i < share; i++) {
       mean += sums[(image * share + i) * N + local];

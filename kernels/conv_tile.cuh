@@ -13,7 +13,7 @@ static constexpr int CONV_PACK_CHANNELS = 32;  // rust
 // Floats behind every row of a tile's results in shared memory: rows then start 8 banks apart.
 static constexpr int CONV_RESULT_PAD = 8;  // rust
 // Partial sums per channel that the statistics keep in shared memory.
-static constexpr int CONV_STAT_SLOTS = 8;  // rust
+static constexpr int CONV_STAT_SLOTS = 16;  // rust
 
 // Element types by position: T is float or bfloat16, as the kernel's name says. Null: absent.
 struct ConvArgs {
@@ -80,8 +80,9 @@ template <> struct Unit<__nv_bfloat16> {
 
 static __device__ __forceinline__ float to_float(float v) { return v; }
 static __device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
-static __device__ __forceinline__ void store(float* p, float v) { *p = v; }
-static __device__ __forceinline__ void store(__nv_bfloat16* p, float v) { *p = __float2bfloat16(v); }
+template <class T> static __device__ __forceinline__ T from_float(float v);
+template <> __device__ __forceinline__ float from_float<float>(float v) { return v; }
+template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) { return __float2bfloat16(v); }
 
 // N consecutive elements as floats: 16-byte loads where `vector`, which asks for an aligned address, else one by one.
 template <int N, class T> static __device__ __forceinline__ void load_elements(const T* p, bool vector, float (&f)[N]) {
@@ -90,13 +91,13 @@ template <int N, class T> static __device__ __forceinline__ void load_elements(c
 #pragma unroll
     for (int i = 0; i < N / E; i++) {
       float part[E];
-      Unit<T>::unpack(reinterpret_cast<const uint4*>(p)[i], part);
+      Unit<T>::unpack(__ldg(reinterpret_cast<const uint4*>(p) + i), part);
 #pragma unroll
       for (int j = 0; j < E; j++) f[i * E + j] = part[j];
     }
   } else {
 #pragma unroll
-    for (int i = 0; i < N; i++) f[i] = to_float(p[i]);
+    for (int i = 0; i < N; i++) f[i] = to_float(__ldg(p + i));
   }
 }
 
@@ -237,8 +238,8 @@ static __device__ __forceinline__ void finish_chunk(const Source<T>& s, int firs
   float scale[E], shift[E];
 #pragma unroll
   for (int j = 0; j < E; j++) {
-    scale[j] = s.scale ? s.scale[channel + j] : 1.0f;
-    shift[j] = s.scale ? s.shift[channel + j] : 0.0f;
+    scale[j] = s.scale ? __ldg(s.scale + channel + j) : 1.0f;
+    shift[j] = s.scale ? __ldg(s.shift + channel + j) : 0.0f;
   }
   for (int p = threadIdx.x / CONV_CHUNK_UNITS; p < count; p += THREADS / CONV_CHUNK_UNITS) {
     if (where[p].x < 0) continue;
