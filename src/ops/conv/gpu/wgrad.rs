@@ -1,0 +1,361 @@
+//! Launches of `kernels/conv_wgrad.cu`: products of pixel slices into partial sums, then their addition in order.
+//!
+//! Tiles, slices and so the order of every sum follow from the shape and the arithmetic alone, not from the GPU.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::super::{ConvDims, Operand, Prologue, WeightGradients};
+use crate::device::Memory;
+use crate::device::gpu::{Arithmetic, DevicePtr, Dtype, Gpu, GpuSlice};
+use crate::device::launcher::Launcher;
+use crate::error::{Error, Result};
+use crate::kernels::{self, KernelEntry};
+
+/// Shared memory that a block may have on every GPU that the kernels are built for.
+const SHARED_LIMIT: usize = 163 << 10;
+/// Blocks that the pixels are cut for: about one a multiprocessor for 3x3, two for 1x1.
+const BLOCKS_3X3: usize = 128;
+const BLOCKS_1X1: usize = 256;
+/// Most groups of slices that a block of the reduction adds side by side.
+const REDUCE_GROUPS: usize = 16;
+
+/// `ConvWgradArgs` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ProductArgs {
+    x0: DevicePtr,
+    x1: DevicePtr,
+    scale: DevicePtr,
+    shift: DevicePtr,
+    dy: DevicePtr,
+    partial: DevicePtr,
+    partial_sums: DevicePtr,
+    n: u32,
+    h: u32,
+    w: u32,
+    c0: u32,
+    c1: u32,
+    k: u32,
+    tile_w_log: u32,
+    tile_h_log: u32,
+    tiles_x: u32,
+    tiles_y: u32,
+    tiles: u32,
+    stride: u32,
+    flags: u32,
+    unused: u32,
+}
+
+/// `ConvWgradReduceArgs` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ReduceArgs {
+    partial: DevicePtr,
+    dw: DevicePtr,
+    dw_res: DevicePtr,
+    db: DevicePtr,
+    db_res: DevicePtr,
+    border_sums: DevicePtr,
+    slices: u32,
+    stride: u32,
+    main: u32,
+    res: u32,
+    sums: u32,
+    k: u32,
+    centre: u32,
+    unused: u32,
+}
+
+/// A kernel and its block's channels.
+struct Instance {
+    c: usize,
+    k: usize,
+    kernel: &'static KernelEntry,
+}
+
+macro_rules! instances {
+    ($($c:literal x $k:literal $kernel:ident),*) => {
+        &[$(Instance { c: $c, k: $k, kernel: &kernels::$kernel }),*]
+    };
+}
+
+fn instances(arithmetic: Arithmetic, side: u32) -> &'static [Instance] {
+    match (arithmetic, side) {
+        (Arithmetic::Bf16, 3) => instances!(
+            64 x 64 CONV_WGRAD_3X3_64X64_BF16, 64 x 32 CONV_WGRAD_3X3_64X32_BF16,
+            32 x 64 CONV_WGRAD_3X3_32X64_BF16, 32 x 32 CONV_WGRAD_3X3_32X32_BF16
+        ),
+        (Arithmetic::Bf16, _) => instances!(64 x 64 CONV_WGRAD_1X1_64X64_BF16, 32 x 32 CONV_WGRAD_1X1_32X32_BF16),
+        (Arithmetic::Tf32, 3) => instances!(
+            64 x 64 CONV_WGRAD_3X3_64X64_TF32, 64 x 32 CONV_WGRAD_3X3_64X32_TF32,
+            32 x 64 CONV_WGRAD_3X3_32X64_TF32, 32 x 32 CONV_WGRAD_3X3_32X32_TF32
+        ),
+        (Arithmetic::Tf32, _) => instances!(64 x 64 CONV_WGRAD_1X1_64X64_TF32, 32 x 32 CONV_WGRAD_1X1_32X32_TF32),
+        (Arithmetic::Fp32, 3) => instances!(32 x 64 CONV_WGRAD_3X3_32X64_F32, 32 x 32 CONV_WGRAD_3X3_32X32_F32),
+        (Arithmetic::Fp32, _) => instances!(64 x 64 CONV_WGRAD_1X1_64X64_F32, 32 x 32 CONV_WGRAD_1X1_32X32_F32),
+    }
+}
+
+/// How the pixels are cut into tiles.
+#[derive(Clone, Copy)]
+struct Tiling {
+    /// Pixels of a tile.
+    pixels: usize,
+    w_log: u32,
+    h_log: u32,
+    x: usize,
+    y: usize,
+    /// Tiles of all images.
+    count: usize,
+}
+
+impl Tiling {
+    /// The tile that computes and loads the fewest pixels, those beyond the picture included.
+    fn new(d: &ConvDims, dtype: Dtype) -> Self {
+        let pixels = kernels::WGRAD_STEPS as usize * 32 / dtype.size();
+        let (n, h, w) = (d.n as usize, d.h as usize, d.w as usize);
+        let mut best: Option<(usize, Tiling)> = None;
+        for (w_log, h_log) in [(4, 3), (3, 3), (4, 2), (3, 2), (2, 3), (2, 2)] {
+            if 1usize << (w_log + h_log) > pixels {
+                continue;
+            }
+            let (x, y) = (w.div_ceil(1 << w_log), h.div_ceil(1 << h_log));
+            let count = x * y * n.div_ceil(pixels >> (w_log + h_log));
+            let tiling = Tiling { pixels, w_log, h_log, x, y, count };
+            let cost = count * (pixels + tiling.halo_pixels(d.side));
+            if best.is_none_or(|(least, _)| cost < least) {
+                best = Some((cost, tiling));
+            }
+        }
+        best.map_or(Tiling { pixels, w_log: 2, h_log: 2, x: 1, y: 1, count: 1 }, |(_, tiling)| tiling)
+    }
+
+    /// Pixels of z that a tile needs.
+    fn halo_pixels(&self, side: u32) -> usize {
+        let halo = side as usize / 2 * 2;
+        let images = self.pixels >> (self.w_log + self.h_log);
+        ((1 << self.w_log) + halo) * ((1 << self.h_log) + halo) * images
+    }
+}
+
+/// A launch: the instance and the bytes of its shared memory.
+struct Choice {
+    instance: &'static Instance,
+    shared: usize,
+}
+
+impl Choice {
+    /// The instance that should be quickest: tensor work against the traffic that small tiles repeat, in products of a pixel. A
+    /// multiprocessor does some 92 products while it receives an element.
+    fn new(arithmetic: Arithmetic, dtype: Dtype, side: u32, c: usize, k: usize, tiling: &Tiling) -> Result<Self> {
+        const PRODUCTS_PER_ELEMENT: usize = 92;
+        let taps = (side * side) as usize;
+        let halo = tiling.halo_pixels(side);
+        let fitting = instances(arithmetic, side).iter().filter_map(|instance| {
+            let (c_tiles, k_tiles) = (c.div_ceil(instance.c), k.div_ceil(instance.k));
+            let (c_padded, k_padded) = (c_tiles * instance.c, k_tiles * instance.k);
+            let traffic = (c_padded * k_tiles * halo / tiling.pixels + k_padded * c_tiles) * PRODUCTS_PER_ELEMENT;
+            let shared = shared_bytes(instance, dtype, side, tiling);
+            let choice = Choice { instance, shared };
+            (shared <= SHARED_LIMIT).then_some((taps * c_padded * k_padded + traffic, choice))
+        });
+        let best = fitting.min_by_key(|(cost, _)| *cost);
+        best.map(|(_, choice)| choice).ok_or_else(|| Error::Failed("conv_wgrad: no kernel fits this shape".into()))
+    }
+
+    /// Blocks along output channels and along input channels.
+    fn grid(&self, c: usize, k: usize) -> (usize, usize) {
+        (k.div_ceil(self.instance.k), c.div_ceil(self.instance.c))
+    }
+}
+
+/// As `WgradBlock` of the kernel lays it out.
+fn shared_bytes(instance: &Instance, dtype: Dtype, side: u32, tiling: &Tiling) -> usize {
+    let (stages, pad) = (kernels::WGRAD_STAGES as usize, kernels::WGRAD_PAD as usize);
+    let taps = (side * side) as usize;
+    let places = if side == 3 { tiling.pixels / 16 * 36 } else { tiling.pixels };
+    let tables = 4 * places + stages * 2 * tiling.pixels + 2 * 4 * instance.c;
+    let stage = (tiling.halo_pixels(side) * (instance.c + pad) + tiling.pixels * (instance.k + pad)) * dtype.size();
+    // The groups of pixels exchange their sums through the same memory.
+    (tables + stages * stage).max(taps * instance.c * instance.k * 4)
+}
+
+/// One product: main or residual.
+struct Product<'a, L: Launcher> {
+    input: Operand<'a, Gpu<L>>,
+    prologue: Prologue<'a, Gpu<L>>,
+    /// Channels of the two inputs.
+    c: [u32; 2],
+    side: u32,
+    choice: Choice,
+    /// Where its rows begin in a slice.
+    first: usize,
+    sums: bool,
+}
+
+/// Partial sums.
+struct Partial {
+    ptr: DevicePtr,
+    slices: usize,
+    stride: usize,
+    /// Where the border sums begin in a slice.
+    sums: usize,
+}
+
+pub(super) fn conv_wgrad<'a, L: Launcher>(
+    gpu: &Gpu<L>,
+    d: &ConvDims,
+    input: Operand<'a, Gpu<L>>,
+    prologue: Prologue<'a, Gpu<L>>,
+    residual: Option<Operand<'a, Gpu<L>>>,
+    dy: GpuSlice<'a>,
+    out: WeightGradients<'_, Gpu<L>>,
+) -> Result<()> {
+    check(d, &input, &prologue, residual.as_ref(), dy, &out)?;
+    let (arithmetic, dtype) = (gpu.arithmetic(), gpu.activation_dtype());
+    let (c, r, k, taps) = (d.c(), d.r(), d.k as usize, d.taps());
+    let tiling = Tiling::new(d, dtype);
+    let choice = Choice::new(arithmetic, dtype, d.side, c, k, &tiling)?;
+    let (k_blocks, c_blocks) = choice.grid(c, k);
+    let wanted = if d.side == 3 { BLOCKS_3X3 } else { BLOCKS_1X1 };
+    let slices = (wanted / (k_blocks * c_blocks)).clamp(1, tiling.count);
+
+    // A slice holds dW, dR and the border sums, and ends at a multiple of four elements.
+    let with_sums = out.db.is_some() || out.db_res.is_some() || out.border_sums.is_some();
+    let (main, res, sums) = (taps * c * k, r * k, if with_sums { taps * k } else { 0 });
+    let stride = (main + res + sums).next_multiple_of(4);
+    let workspace = gpu.alloc(slices * stride)?;
+    let partial = Partial { ptr: Gpu::<L>::all(&workspace).ptr(), slices, stride, sums: main + res };
+    let product = Product { input, prologue, c: [d.c0, d.c1], side: d.side, choice, first: 0, sums: with_sums };
+    launch_product(gpu, d, &tiling, &partial, dy, product)?;
+    if let Some(input) = residual {
+        let choice = Choice::new(arithmetic, dtype, 1, r, k, &tiling)?;
+        let product =
+            Product { input, prologue: Prologue::none(), c: [d.r0, d.r1], side: 1, choice, first: main, sums: false };
+        launch_product(gpu, d, &tiling, &partial, dy, product)?;
+    }
+
+    let groups = 1 << slices.min(REDUCE_GROUPS).ilog2();
+    let args = ReduceArgs {
+        partial: partial.ptr,
+        dw: out.dw.ptr(),
+        dw_res: out.dw_res.map_or(DevicePtr::NULL, |v| v.ptr()),
+        db: out.db.map_or(DevicePtr::NULL, |v| v.ptr()),
+        db_res: out.db_res.map_or(DevicePtr::NULL, |v| v.ptr()),
+        border_sums: out.border_sums.map_or(DevicePtr::NULL, |v| v.ptr()),
+        slices: slices as u32,
+        stride: stride as u32,
+        main: main as u32,
+        res: res as u32,
+        sums: sums as u32,
+        k: d.k,
+        centre: (taps / 2 * k) as u32,
+        unused: 0,
+    };
+    let blocks = (main + res + sums).div_ceil(128) as u32;
+    gpu.launch(&kernels::CONV_WGRAD_REDUCE_F32, [blocks, 1, 1], [32, groups, 1], groups * 512, &args)
+}
+
+fn launch_product<L: Launcher>(
+    gpu: &Gpu<L>,
+    d: &ConvDims,
+    tiling: &Tiling,
+    partial: &Partial,
+    dy: GpuSlice<'_>,
+    product: Product<'_, L>,
+) -> Result<()> {
+    let dtype = gpu.activation_dtype();
+    let Product { input, prologue, c: [c0, c1], side, choice, first, sums } = product;
+    let lanes = 16 / dtype.size() as u32;
+    // Vectors: the kernel's own element type, at addresses and channels of multiples of 16 bytes.
+    let vectors = |view: GpuSlice<'_>, channels: &[u32]| {
+        view.dtype() == dtype && view.ptr().0 % 16 == 0 && channels.iter().all(|c| c % lanes == 0)
+    };
+    let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+    let mut flags = flag(prologue.silu, kernels::WGRAD_SILU)
+        | flag(sums, kernels::WGRAD_SUMS)
+        | flag(input.x0.dtype() == Dtype::F32, kernels::WGRAD_X0_F32)
+        | flag(vectors(input.x0, &[c0]), kernels::WGRAD_X0_VECTORS)
+        | flag(dy.dtype() == Dtype::F32, kernels::WGRAD_DY_F32)
+        | flag(vectors(dy, &[d.k]), kernels::WGRAD_DY_VECTORS);
+    if let Some(x1) = input.x1 {
+        flags |= flag(input.x1_constant, kernels::WGRAD_X1_CONSTANT)
+            | flag(x1.dtype() == Dtype::F32, kernels::WGRAD_X1_F32)
+            | flag(vectors(x1, &[c0, c1]), kernels::WGRAD_X1_VECTORS);
+    }
+    let (scale, shift) = prologue.affine.map_or((DevicePtr::NULL, DevicePtr::NULL), |(a, b)| (a.ptr(), b.ptr()));
+    let args = ProductArgs {
+        x0: input.x0.ptr(),
+        x1: input.x1.map_or(DevicePtr::NULL, |x1| x1.ptr()),
+        scale,
+        shift,
+        dy: dy.ptr(),
+        partial: partial.ptr.offset(first * 4),
+        partial_sums: partial.ptr.offset(partial.sums * 4),
+        n: d.n,
+        h: d.h,
+        w: d.w,
+        c0,
+        c1,
+        k: d.k,
+        tile_w_log: tiling.w_log,
+        tile_h_log: tiling.h_log,
+        tiles_x: tiling.x as u32,
+        tiles_y: tiling.y as u32,
+        tiles: tiling.count as u32,
+        stride: partial.stride as u32,
+        flags,
+        unused: 0,
+    };
+    let (k_blocks, c_blocks) = choice.grid((c0 + c1) as usize, d.k as usize);
+    let grid = [k_blocks as u32, partial.slices as u32, c_blocks as u32];
+    let threads = if side == 3 { kernels::WGRAD_THREADS_3X3 } else { kernels::WGRAD_THREADS_1X1 };
+    gpu.launch(choice.instance.kernel, grid, [threads, 1, 1], choice.shared as u32, &args)
+}
+
+fn check<L: Launcher>(
+    d: &ConvDims,
+    input: &Operand<'_, Gpu<L>>,
+    prologue: &Prologue<'_, Gpu<L>>,
+    residual: Option<&Operand<'_, Gpu<L>>>,
+    dy: GpuSlice<'_>,
+    out: &WeightGradients<'_, Gpu<L>>,
+) -> Result<()> {
+    let refuse = |what: String| Err(Error::Shape { op: "conv_wgrad", what });
+    let expect = |name: &str, got: usize, want: usize| crate::ops::expect_len("conv_wgrad", name, got, want);
+    d.validate()?;
+    let (k, taps, pixels) = (d.k as usize, d.taps(), d.pixels());
+    let largest = pixels.max((taps * d.c() + d.r() + taps) * k);
+    if i32::try_from(largest).is_err() {
+        return refuse(format!("too large for 32-bit indices: {d:?}"));
+    }
+    let operand = |name: &str, x: &Operand<'_, Gpu<L>>, c0: u32, c1: u32| {
+        expect(&format!("{name}.x0"), x.x0.len(), pixels * c0 as usize)?;
+        let per = if x.x1_constant { d.n as usize } else { pixels };
+        expect(&format!("{name}.x1"), x.x1.map_or(0, |x1| x1.len()), per * c1 as usize)
+    };
+    operand("input", input, d.c0, d.c1)?;
+    if residual.is_some() != (d.r() > 0) || out.dw_res.is_some() != (d.r() > 0) {
+        return refuse(format!("the residual and `dw_res` belong to {} residual channels", d.r()));
+    }
+    if let Some(residual) = residual {
+        operand("residual", residual, d.r0, d.r1)?;
+    }
+    expect("dy", dy.len(), pixels * k)?;
+    let affine = prologue.affine.iter().flat_map(|(scale, shift)| [("scale", *scale, d.c()), ("shift", *shift, d.c())]);
+    let views = [
+        ("dw", Some(&out.dw), taps * d.c() * k),
+        ("dw_res", out.dw_res.as_ref(), d.r() * k),
+        ("db", out.db.as_ref(), k),
+        ("db_res", out.db_res.as_ref(), k),
+        ("border_sums", out.border_sums.as_ref(), taps * k),
+    ];
+    let results = views.into_iter().filter_map(|(name, view, want)| Some((name, view?.shared(), want)));
+    for (name, view, want) in affine.chain(results) {
+        expect(name, view.len(), want)?;
+        if view.dtype() != Dtype::F32 {
+            return refuse(format!("`{name}` is {:?}, F32 expected", view.dtype()));
+        }
+    }
+    Ok(())
+}
