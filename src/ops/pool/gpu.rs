@@ -117,7 +117,7 @@ impl<L: Launcher> Gpu<L> {
         // Statistics of several tiles are merged by a kernel of their own.
         let (n, c) = (dims.n, dims.c);
         let workspace = match &views.stats {
-            Some(_) if map.tiles > 1 => Some(self.alloc((n * map.tiles * c * 2) as usize)?),
+            Some(_) if map.tiles > 1 => Some(self.alloc(n as usize * map.tiles as usize * c as usize * 2)?),
             _ => None,
         };
         let stats = views.stats.as_ref().map_or(DevicePtr::NULL, |stats| stats.ptr());
