@@ -3,12 +3,14 @@
 //! Every test program writes its counts to a file of the whole `cargo test` run; `zz_operation_cases` prints the sums.
 
 use std::io::Write;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ddim_engine::device::cuda::{self, Cuda};
 use ddim_engine::device::gpu::{Arithmetic, Gpu};
 use ddim_engine::device::sim::Sim;
 use ddim_engine::kernels;
+
+use super::{Leads, with_leads};
 
 /// Why no case can run on the simulator, if so.
 pub fn no_sim() -> Option<String> {
@@ -77,18 +79,32 @@ macro_rules! check_all {
     }};
 }
 
-/// Runs a case on the simulator and on a GPU, in one arithmetic.
+/// Runs a case on a device four times: with aligned views, twice, which must give the same numbers to the bit; with views that begin
+/// anywhere; and with one view alone that is not aligned, a different one in every case. The case checks its own results.
+pub fn check_views<B>(backend: &B, name: &str, case: impl Fn(&B, &str) -> Vec<f32>) {
+    static CASES: AtomicUsize = AtomicUsize::new(0);
+    let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<u32>>();
+    let (first, buffers) = with_leads(Leads::Aligned, || bits(case(backend, name)));
+    let (again, _) = with_leads(Leads::Aligned, || bits(case(backend, name)));
+    assert!(first == again, "{name}: two runs differ");
+    let odd = CASES.fetch_add(1, Ordering::Relaxed) % buffers.max(1);
+    for leads in [Leads::Turns, Leads::One(odd)] {
+        with_leads(leads, || case(backend, &format!("{name}, leads {leads:?}")));
+    }
+}
+
+/// Runs a case on the simulator and on a GPU, in one arithmetic, as [`check_views`](ops_support::devices::check_views) does.
 #[macro_export]
 macro_rules! check_gpus {
     ($arithmetic:expr, $name:expr, |$backend:ident, $n:ident| $body:expr) => {{
         use $crate::ops_support::devices;
         devices::run_or_skip("sim", devices::no_sim(), || {
-            let ($backend, $n) = (&devices::sim($arithmetic), &format!("{} on sim in {}", $name, $arithmetic));
-            let _: Vec<f32> = $body;
+            let name = format!("{} on sim in {}", $name, $arithmetic);
+            devices::check_views(&devices::sim($arithmetic), &name, |$backend, $n| $body);
         });
         devices::run_or_skip("cuda", devices::no_cuda(), || {
-            let ($backend, $n) = (&devices::cuda($arithmetic), &format!("{} on cuda in {}", $name, $arithmetic));
-            let _: Vec<f32> = $body;
+            let name = format!("{} on cuda in {}", $name, $arithmetic);
+            devices::check_views(&devices::cuda($arithmetic), &name, |$backend, $n| $body);
         });
     }};
 }
