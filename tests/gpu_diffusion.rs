@@ -1,6 +1,6 @@
-//! The kernels of noise, pixels, schedule, loss, sampler and optimiser beside the CPU's, under the simulator's checker: small cases with
-//! views that begin anywhere, and pieces, warps and vectors that are not full. Accuracy is the matter of `ops_noise`, `ops_diffusion` and
-//! `ops_adam`, which run on every device.
+//! The kernels of noise, pixels, schedule, loss, sampler and optimiser beside the CPU's: small cases with pieces, warps and vectors that
+//! are not full, each view in turn the only one that is not aligned, and all under the simulator's checker. Accuracy is the matter of
+//! `ops_noise`, `ops_diffusion` and `ops_adam`, which run on every device.
 
 mod ops_support;
 
@@ -56,59 +56,44 @@ fn pixels<B: Images>(b: &B, channels: usize, pixels: usize, out: &mut Results) {
     out.push((format!("pixels of {channels}"), x.read(b)));
 }
 
-fn schedule<B: Schedule>(b: &B, out: &mut Results) {
-    for (linear, single, e) in [(0, 0, 6), (1, 0, 70), (0, 1, 2), (1, 1, 64)] {
-        let n = 3u32;
-        let dims = ScheduleDims {
-            min_signal: 0.02,
-            max_signal: 0.95,
-            n,
-            e,
-            linear,
-            embed_signal: linear,
-            single,
-            reserved: 0,
-        };
-        let times = Input::new(b, &[0.0, 0.37, 1.0]);
-        let mut rates = Guarded::output(b, 6);
-        let mut embedding = Guarded::activation(b, (n * e) as usize);
-        let mut stats = Guarded::output(b, (2 * n * e) as usize);
-        let views =
-            ScheduleOutput { rates: rates.view_mut(), embedding: embedding.view_mut(), stats: stats.view_mut() };
-        b.schedule(&dims, times.view(), views).unwrap();
-        out.push((format!("rates of {dims:?}"), rates.read(b)));
-        out.push((format!("embedding of {dims:?}"), embedding.read(b)));
-        out.push((format!("statistics of {dims:?}"), stats.read(b)));
-    }
+fn schedule<B: Schedule>(b: &B, linear: u32, single: u32, e: u32, out: &mut Results) {
+    let (min_signal, max_signal, n) = (0.02, 0.95, 3);
+    let dims = ScheduleDims { min_signal, max_signal, n, e, linear, embed_signal: linear, single, reserved: 0 };
+    let times = Input::new(b, &[0.0, 0.37, 1.0]);
+    let mut rates = Guarded::output(b, 6);
+    let mut embedding = Guarded::activation(b, (n * e) as usize);
+    let mut stats = Guarded::output(b, (2 * n * e) as usize);
+    let views = ScheduleOutput { rates: rates.view_mut(), embedding: embedding.view_mut(), stats: stats.view_mut() };
+    b.schedule(&dims, times.view(), views).unwrap();
+    out.push((format!("rates of {dims:?}"), rates.read(b)));
+    out.push((format!("embedding of {dims:?}"), embedding.read(b)));
+    out.push((format!("statistics of {dims:?}"), stats.read(b)));
 }
 
-fn losses<B: Loss + DdimStep>(b: &B, n: usize, per_image: usize, out: &mut Results) {
+fn losses<B: Loss + DdimStep>(b: &B, n: usize, per_image: usize, predict: Predict, loss: LossKind, out: &mut Results) {
     let (fill, len) = (Fill::new(2), n * per_image);
+    let name = format!("{predict:?} {loss:?}, {n} images of {per_image}");
+    let dims = LossDims::new(n, per_image, predict, loss);
     let [pred, noisy, images, noise] = [0, 1, 2, 3].map(|i| Input::new(b, &fill.f32s(i, len)));
+    let (mut values, mut dp) = (Guarded::output(b, 3), Guarded::output(b, len));
     let rates: Vec<f32> = (0..n).map(|i| 0.4 + 0.2 * i as f32).flat_map(|a| [a.cos(), a.sin()]).collect();
     let (rates, later) = (Input::new(b, &rates), Input::new(b, &rates.iter().rev().copied().collect::<Vec<f32>>()));
-    for (predict, loss) in PREDICTIONS.into_iter().flat_map(|p| LOSSES.map(|l| (p, l))) {
-        let name = format!("{predict:?} {loss:?}, {n} images of {per_image}");
-        let dims = LossDims::new(n, per_image, predict, loss);
-        let (mut values, mut dp) = (Guarded::output(b, 3), Guarded::output(b, len));
-        let (pred, noisy, images, noise) = (pred.view(), noisy.view(), images.view(), noise.view());
-        let input = LossInput { pred, noisy, images, noise, rates: rates.view() };
-        b.loss(&dims, input, Some(dp.view_mut()), values.view_mut()).unwrap();
-        out.push((format!("values of {name}"), values.read(b)));
-        out.push((format!("gradient of {name}"), dp.read(b)));
-        if loss != LossKind::Mae {
-            continue;
-        }
-        let [mut pred_noise, mut pred_image, mut clean] = [(); 3].map(|()| Guarded::output(b, len));
-        let (noise_view, image_view) = (pred_noise.view_mut(), pred_image.view_mut());
-        b.split_prediction(&dims, pred, noisy, rates.view(), noise_view, image_view).unwrap();
-        let mut x = Guarded::from(b, &fill.f32s(1, len));
-        let dims = DdimDims { n: n as u32, per_image: per_image as u32, predict: predict_code(predict) };
-        b.ddim_step(&dims, pred, rates.view(), later.view(), x.view_mut(), Some(clean.view_mut())).unwrap();
-        out.push((format!("noise of {name}"), pred_noise.read(b)));
-        out.push((format!("image of {name}"), pred_image.read(b)));
-        out.push((format!("x of {name}"), x.read(b)));
-        out.push((format!("x0 of {name}"), clean.read(b)));
+    let (pred, noisy, images, noise) = (pred.view(), noisy.view(), images.view(), noise.view());
+    let input = LossInput { pred, noisy, images, noise, rates: rates.view() };
+    b.loss(&dims, input, Some(dp.view_mut()), values.view_mut()).unwrap();
+    out.push((format!("values of {name}"), values.read(b)));
+    out.push((format!("gradient of {name}"), dp.read(b)));
+    if loss != LossKind::Mae {
+        return; // the rest does not depend on it
+    }
+    let [mut pred_noise, mut pred_image, mut clean] = [(); 3].map(|()| Guarded::output(b, len));
+    let (noise_view, image_view) = (pred_noise.view_mut(), pred_image.view_mut());
+    b.split_prediction(&dims, pred, noisy, rates.view(), noise_view, image_view).unwrap();
+    let mut x = Guarded::from(b, &fill.f32s(1, len));
+    let dims = DdimDims { n: n as u32, per_image: per_image as u32, predict: predict_code(predict) };
+    b.ddim_step(&dims, pred, rates.view(), later.view(), x.view_mut(), Some(clean.view_mut())).unwrap();
+    for (what, buffer) in [("noise", pred_noise), ("image", pred_image), ("x", x), ("x0", clean)] {
+        out.push((format!("{what} of {name}"), buffer.read(b)));
     }
 }
 
@@ -135,24 +120,48 @@ fn optimizer<B: Adam>(b: &B, n: usize, decoupled: bool, loss: f32, out: &mut Res
     }
 }
 
-fn everything<B: Noise + Images + Schedule + Loss + DdimStep + Adam>(b: &B) -> Results {
-    let mut out = Vec::new();
+/// One operation after the other, each with the case's own views.
+fn everything<B: Noise + Images + Schedule + Loss + DdimStep + Adam>(b: &B) -> Vec<Box<dyn Fn(&mut Results) + '_>> {
+    let mut all: Vec<Box<dyn Fn(&mut Results)>> = Vec::new();
     for (n, per_image) in [(2, 17), (3, 12), (1, 2052)] {
-        noise(b, n, per_image, &mut out);
-        losses(b, n, per_image, &mut out);
+        all.push(Box::new(move |out| noise(b, n, per_image, out)));
+        for (predict, loss) in PREDICTIONS.into_iter().flat_map(|p| LOSSES.map(|l| (p, l))) {
+            all.push(Box::new(move |out| losses(b, n, per_image, predict, loss, out)));
+        }
     }
-    pixels(b, 3, 23, &mut out);
-    pixels(b, 4, 1025, &mut out);
-    schedule(b, &mut out);
-    for (n, decoupled, loss) in [(5, true, 1.0), (1030, false, 1.0), (16, true, f32::NAN), (16, false, f32::INFINITY)] {
-        optimizer(b, n, decoupled, loss, &mut out);
+    for (channels, count) in [(3, 23), (4, 1025)] {
+        all.push(Box::new(move |out| pixels(b, channels, count, out)));
     }
-    out
+    for (linear, single, e) in [(0, 0, 6), (1, 0, 70), (0, 1, 2), (1, 1, 64)] {
+        all.push(Box::new(move |out| schedule(b, linear, single, e, out)));
+    }
+    for (n, decoupled, loss) in [(5, true, 1.0), (1032, false, 1.0), (16, true, f32::NAN), (16, false, f32::INFINITY)] {
+        all.push(Box::new(move |out| optimizer(b, n, decoupled, loss, out)));
+    }
+    all
+}
+
+/// Compares a device's results with the CPU's.
+fn compare(arithmetic: Arithmetic, leads: Leads, got: &Results, want: &Results) {
+    assert_eq!(got.len(), want.len());
+    for ((name, got), (same_name, want)) in got.iter().zip(want) {
+        assert_eq!(name, same_name);
+        let rounded = arithmetic == Arithmetic::Bf16 && (name.contains("embedding") || name.contains("statistics"));
+        let tolerance = if rounded { 4e-3 } else { DEVICES };
+        let scale = norm(&to_f64(want)).max(1e-3);
+        assert_scaled(&format!("{name} in {arithmetic}, {leads:?}"), &to_f64(got), &to_f64(want), scale, tolerance);
+    }
+}
+
+fn run(case: &dyn Fn(&mut Results), leads: Leads) -> (Results, usize) {
+    let mut results = Vec::new();
+    let ((), buffers) = with_leads(leads, || case(&mut results));
+    (results, buffers)
 }
 
 #[test]
 fn kernels_pass_the_checker() {
-    let (want, _) = with_leads(Leads::Aligned, || everything(&Cpu::new(1).unwrap()));
+    let cpu = Cpu::new(1).unwrap();
     for arithmetic in [Arithmetic::Fp32, Arithmetic::Bf16] {
         let sim = match Sim::checked() {
             Ok(sim) => sim,
@@ -163,23 +172,29 @@ fn kernels_pass_the_checker() {
         };
         let gpu = Gpu::new(sim, arithmetic);
         gpu.separate_buffers();
-        for leads in [Leads::Aligned, Leads::Turns] {
-            let (got, _) = with_leads(leads, || everything(&gpu));
-            assert_eq!(got.len(), want.len());
-            for ((name, got), (same_name, want)) in got.iter().zip(&want) {
-                assert_eq!(name, same_name);
-                let rounded = arithmetic == Arithmetic::Bf16 && (name.contains("embedding") || name.contains("stat"));
-                let tolerance = if rounded { 4e-3 } else { DEVICES };
-                let scale = norm(&to_f64(want)).max(1e-3);
-                assert_scaled(
-                    &format!("{name} in {arithmetic}, {leads:?}"),
-                    &to_f64(got),
-                    &to_f64(want),
-                    scale,
-                    tolerance,
-                );
+        for (case, truth) in everything(&gpu).iter().zip(everything(&cpu)) {
+            let (want, _) = run(&truth, Leads::Aligned);
+            for leads in [Leads::Aligned, Leads::Turns] {
+                compare(arithmetic, leads, &run(case, leads).0, &want);
             }
         }
+    }
+}
+
+/// A kernel that asks for the alignment of all its views but one would be found here.
+#[test]
+fn each_view_may_be_the_one_that_is_not_aligned() {
+    let cpu = Cpu::new(1).unwrap();
+    for arithmetic in [Arithmetic::Fp32, Arithmetic::Bf16] {
+        check_gpus!(arithmetic, "every operation", |gpu, _name| {
+            for (case, truth) in everything(gpu).iter().zip(everything(&cpu)) {
+                let (want, buffers) = run(&truth, Leads::Aligned);
+                for odd in 0..buffers {
+                    compare(arithmetic, Leads::One(odd), &run(case, Leads::One(odd)).0, &want);
+                }
+            }
+            vec![]
+        });
     }
 }
 
