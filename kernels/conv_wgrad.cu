@@ -38,8 +38,8 @@ static_assert(sizeof(ConvWgradArgs) == 112, "ConvWgradArgs is mirrored in src/op
 
 enum class Product { bf16, tf32, fp32 };
 
-// Work of a block: CT input channels by KT output channels; a warp has a row of taps by WARP_C by 32 channels; PG groups of warps
-// share the pixels of a tile.
+// Work of a block: CT input channels by KT output channels; a warp has a column of taps by WARP_C by 32 channels; PG groups of
+// warps share the pixels of a tile.
 template <class T_, Product PRODUCT_, int TAPS_, int CT_, int KT_, int WARP_C, int PG_> struct WgradShape {
   using T = T_;
   static constexpr Product PRODUCT = PRODUCT_;
@@ -52,7 +52,7 @@ template <class T_, Product PRODUCT_, int TAPS_, int CT_, int KT_, int WARP_C, i
   static constexpr int V = 16 / sizeof(T);  // elements of a vector
   static constexpr int KSTEP = 32 / sizeof(T);
   static constexpr int PIXELS = WGRAD_STEPS * KSTEP, PIXELS_LOG = sizeof(T) == 2 ? 7 : 6;
-  static constexpr int MAX_HALO_PIXELS = TAPS == 9 ? PIXELS / 16 * 36 : PIXELS;  // 4x4 pictures with a halo each
+  static constexpr int MAX_HALO_PIXELS = TAPS == 9 ? PIXELS / 16 * 36 : 0;  // 4x4 pictures with a halo each
   static constexpr int PITCH_Z = CT + WGRAD_PAD, PITCH_DY = KT + WGRAD_PAD;
   static_assert(THREADS == (TAPS == 9 ? WGRAD_THREADS_3X3 : WGRAD_THREADS_1X1), "");
   static_assert(KT / 8 * 32 <= THREADS && PIXELS <= THREADS && THREADS % (CT / V) == 0 && THREADS % (KT / V) == 0, "");
@@ -77,7 +77,8 @@ template <class S> struct WgradBlock {
   using T = typename S::T;
   using Vector = WgradVector<T>;
   const ConvWgradArgs& a;
-  uint32_t* place;   // of each halo pixel: image, row and column in the tile
+  uint32_t* place;   // of each pixel: image, row and column in the tile
+  uint32_t* halo;    // of each halo pixel likewise
   uint16_t* inside;  // [stages][PIXELS]: bit t says that tap t of the pixel lies inside the picture
   float* affine;     // [2][CT]: scale, shift
   T* z;              // [stages][halo pixels][PITCH_Z]
@@ -89,7 +90,8 @@ template <class S> struct WgradBlock {
     halo_h = (1 << a.tile_h_log) + 2 * S::HALO;
     halo_pixels = (halo_w * halo_h) << images_log();
     place = reinterpret_cast<uint32_t*>(smem);
-    inside = reinterpret_cast<uint16_t*>(place + S::MAX_HALO_PIXELS);
+    halo = S::TAPS == 9 ? place + S::PIXELS : place;
+    inside = reinterpret_cast<uint16_t*>(place + S::PIXELS + S::MAX_HALO_PIXELS);
     affine = reinterpret_cast<float*>(inside + WGRAD_STAGES * S::PIXELS);
     z = reinterpret_cast<T*>(affine + 2 * S::CT);
     dy = z + WGRAD_STAGES * halo_pixels * S::PITCH_Z;
@@ -105,11 +107,20 @@ template <class S> struct WgradBlock {
             (int)((index - rest * a.tiles_x) << a.tile_w_log)};
   }
 
-  // What stays the same for all tiles.
+  // What stays the same for all tiles. Pixels are counted in octets along a row (in tiles of width 4: along the rows of two
+  // images), octets down four rows, and these blocks of 8x4 in the order column, row, image.
   __device__ __forceinline__ void tables() {
-    for (int i = threadIdx.x; i < halo_pixels; i += S::THREADS) {
+    if (threadIdx.x < S::PIXELS) {
+      const uint32_t i = threadIdx.x;
+      uint32_t x = i & 7, y = i >> 3 & 3, image = i >> 5;
+      if (a.tile_w_log == 4) x |= (image & 1) << 3, image >>= 1;
+      if (a.tile_h_log == 3) y |= (image & 1) << 2, image >>= 1;
+      if (a.tile_w_log == 2) image = image << 1 | x >> 2, x &= 3;
+      place[i] = image << 16 | y << 8 | x;
+    }
+    for (int i = threadIdx.x; S::TAPS == 9 && i < halo_pixels; i += S::THREADS) {
       const int row = i / halo_w, image = row / halo_h;
-      place[i] = (uint32_t)image << 16 | (uint32_t)(row - image * halo_h) << 8 | (uint32_t)(i - row * halo_w);
+      halo[i] = (uint32_t)image << 16 | (uint32_t)(row - image * halo_h) << 8 | (uint32_t)(i - row * halo_w);
     }
     for (int i = threadIdx.x; i < S::CT; i += S::THREADS) {
       const int c = c_first + i;
@@ -119,26 +130,18 @@ template <class S> struct WgradBlock {
     }
   }
 
-  // The picture's pixel under a halo pixel, -1 outside, and its image.
-  __device__ __forceinline__ int halo_pixel(const WgradTile& at, int i, int& image) const {
-    const uint32_t p = place[i];
-    image = at.n + (int)(p >> 16);
-    const int y = at.y + (int)(p >> 8 & 255) - S::HALO, x = at.x + (int)(p & 255) - S::HALO;
+  // The picture's pixel at a place, whose coordinates begin `border` before the tile's; -1 outside.
+  __device__ __forceinline__ int pixel(const WgradTile& at, uint32_t place, int border, int& image) const {
+    image = at.n + (int)(place >> 16);
+    const int y = at.y + (int)(place >> 8 & 255) - border, x = at.x + (int)(place & 255) - border;
     const bool in = image < (int)a.n && (uint32_t)y < a.h && (uint32_t)x < a.w;
     return in ? (image * (int)a.h + y) * (int)a.w + x : -1;
   }
 
-  // The picture's pixel under a pixel of the tile, -1 outside.
-  __device__ __forceinline__ int pixel(const WgradTile& at, int i) const {
-    const int image = at.n + (i >> (a.tile_w_log + a.tile_h_log));
-    const int y = at.y + (i >> a.tile_w_log & ((1 << a.tile_h_log) - 1)), x = at.x + (i & ((1 << a.tile_w_log) - 1));
-    return image < (int)a.n && y < (int)a.h && x < (int)a.w ? (image * (int)a.h + y) * (int)a.w + x : -1;
-  }
-
-  // Halo pixel of tap (0, 0) of a pixel of the tile.
+  // Halo pixel of tap (0, 0) of a pixel.
   __device__ __forceinline__ int corner(int i) const {
-    const int image = i >> (a.tile_w_log + a.tile_h_log);
-    return (image * halo_h + (i >> a.tile_w_log & ((1 << a.tile_h_log) - 1))) * halo_w + (i & ((1 << a.tile_w_log) - 1));
+    const uint32_t p = place[i];
+    return ((int)(p >> 16) * halo_h + (int)(p >> 8 & 255)) * halo_w + (int)(p & 255);
   }
 
   // Starts the copies of a tile. A thread keeps to its channels: the vectors of a pixel divide the threads.
@@ -146,13 +149,13 @@ template <class S> struct WgradBlock {
     issue_z(at, z + stage * halo_pixels * S::PITCH_Z);
     issue_dy(at, dy + stage * S::PIXELS * S::PITCH_DY);
     if (S::TAPS == 9 && (a.flags & WGRAD_SUMS) && c_first == 0 && threadIdx.x < S::PIXELS) {
-      const int i = threadIdx.x;
-      const int y = at.y + (i >> a.tile_w_log & ((1 << a.tile_h_log) - 1)), x = at.x + (i & ((1 << a.tile_w_log) - 1));
+      const uint32_t p = place[threadIdx.x];
+      const int y = at.y + (int)(p >> 8 & 255), x = at.x + (int)(p & 255);
       uint32_t bits = 0;
 #pragma unroll
       for (int t = 0; t < 9; t++)
         if ((uint32_t)(y + t / 3 - 1) < a.h && (uint32_t)(x + t % 3 - 1) < a.w) bits |= 1u << t;
-      inside[stage * S::PIXELS + i] = (uint16_t)bits;
+      inside[stage * S::PIXELS + threadIdx.x] = (uint16_t)bits;
     }
   }
 
@@ -167,7 +170,7 @@ template <class S> struct WgradBlock {
       const size_t pitch = second ? c1 : c0;
       for (int i = first; i < halo_pixels; i += PIXELS_AT_ONCE) {
         int image;
-        const int p = halo_pixel(at, i, image), row = second && constant ? image : p;
+        const int p = pixel(at, halo[i], S::HALO, image), row = second && constant ? image : p;
         cp_async16(smem_addr(zs + i * S::PITCH_Z), src + (p < 0 ? 0 : row * pitch), p >= 0);
       }
       return;
@@ -176,7 +179,7 @@ template <class S> struct WgradBlock {
 #pragma unroll 1
     for (int i = first; i < halo_pixels; i += PIXELS_AT_ONCE) {
       int image;
-      const int p = halo_pixel(at, i, image), row = constant ? image : p;
+      const int p = pixel(at, halo[i], S::HALO, image), row = constant ? image : p;
       Vector values;
 #pragma unroll
       for (int j = 0; j < S::V; j++) {
@@ -197,7 +200,8 @@ template <class S> struct WgradBlock {
     if (a.flags & WGRAD_DY_VECTORS) {
       const T* src = static_cast<const T*>(a.dy);
       for (int i = first; i < S::PIXELS; i += PIXELS_AT_ONCE) {
-        const int p = pixel(at, i);
+        int image;
+        const int p = pixel(at, place[i], 0, image);
         const bool read = p >= 0 && k < k_all;
         cp_async16(smem_addr(dys + i * S::PITCH_DY), src + (read ? (size_t)p * k_all + k : 0), read);
       }
@@ -206,7 +210,8 @@ template <class S> struct WgradBlock {
     const bool f32 = a.flags & WGRAD_DY_F32;
 #pragma unroll 1
     for (int i = first; i < S::PIXELS; i += PIXELS_AT_ONCE) {
-      const int p = pixel(at, i);
+      int image;
+      const int p = pixel(at, place[i], 0, image);
       Vector values;
 #pragma unroll
       for (int j = 0; j < S::V; j++)
@@ -217,9 +222,12 @@ template <class S> struct WgradBlock {
 
   // The prologue, in place, on what this thread itself copied. Pixels outside the picture stay zero.
   __device__ __forceinline__ void prologue(const WgradTile& at, int stage) const {
+    if (a.flags & WGRAD_SILU) prologue_of<true>(at, stage);
+    else if (a.scale) prologue_of<false>(at, stage);
+  }
+
+  template <bool SILU> __device__ __forceinline__ void prologue_of(const WgradTile& at, int stage) const {
     constexpr int VECTORS = S::CT / S::V, PIXELS_AT_ONCE = S::THREADS / VECTORS;
-    const bool silu = a.flags & WGRAD_SILU;
-    if (!a.scale && !silu) return;
     const int v = threadIdx.x % VECTORS * S::V;
     float scale[S::V], shift[S::V];
 #pragma unroll
@@ -228,14 +236,13 @@ template <class S> struct WgradBlock {
 #pragma unroll 1
     for (int i = threadIdx.x / VECTORS; i < halo_pixels; i += PIXELS_AT_ONCE) {
       int image;
-      if (halo_pixel(at, i, image) < 0) continue;
+      if (pixel(at, halo[i], S::HALO, image) < 0) continue;
       Vector* here = reinterpret_cast<Vector*>(zs + i * S::PITCH_Z);
       Vector values = *here;
 #pragma unroll
       for (int j = 0; j < S::V; j++) {
-        float value = fmaf(scale[j], wgrad_get(values.v[j]), shift[j]);
-        if (silu) value = wgrad_silu(value, T());
-        wgrad_set(values.v[j], value);
+        const float value = fmaf(scale[j], wgrad_get(values.v[j]), shift[j]);
+        wgrad_set(values.v[j], SILU ? wgrad_silu(value, T()) : value);
       }
       *here = values;
     }
@@ -269,33 +276,71 @@ template <Product PRODUCT> static __device__ __forceinline__ void wgrad_split(fl
   }
 }
 
-// Where a warp works: row of taps, first channels within the block's, group of pixels.
-struct WgradWarp { int tap_row, c, k, pg; };
+// Where a warp works: column of taps, first channels within the block's, group of pixels.
+struct WgradWarp { int tap_column, c, k, pg; };
 
-// sums += z dy over the 16 pixels of a step. Both operands lie [pixel][channel], so both fragments are transposed on the way.
+// Fragments of dy over 16 pixels from `first`: [pixel][channel] in memory, so transposed on the way.
 template <class S>
-static __device__ __forceinline__ void wgrad_products_bf16(const WgradBlock<S>& b, WgradSums<S>& sums, const WgradWarp& warp, int stage,
-                                                           int step) {
-  const int lane = threadIdx.x & 31, first = step * S::KSTEP;
-  uint32_t fb[S::NB][2];
-  const smem_t at_dy = smem_addr(b.dy + (stage * S::PIXELS + first + (lane & 15)) * S::PITCH_DY + warp.k + (lane >> 4) * 8);
+static __device__ __forceinline__ void wgrad_load_dy(const WgradBlock<S>& b, uint32_t (&f)[S::NB][2], int first, int k) {
+  const int lane = threadIdx.x & 31;
+  const smem_t at = smem_addr(b.dy + (first + (lane & 15)) * S::PITCH_DY + k + (lane >> 4) * 8);
 #pragma unroll
   for (int j = 0; j < S::NB; j += 2) {
     uint32_t r[4];
-    ldmatrix_x4_trans(r, at_dy + j * 16);
-    fb[j][0] = r[0], fb[j][1] = r[1], fb[j + 1][0] = r[2], fb[j + 1][1] = r[3];
+    ldmatrix_x4_trans(r, at + j * 16);
+    f[j][0] = r[0], f[j][1] = r[1], f[j + 1][0] = r[2], f[j + 1][1] = r[3];
   }
-  const int pixel = stage * b.halo_pixels + b.corner(first + (lane & 7) + (lane >> 4) * 8) + warp.tap_row * b.halo_w;
-  const smem_t at_z = smem_addr(b.z + pixel * S::PITCH_Z + warp.c + (lane >> 3 & 1) * 8);
+}
+
+// sums += z dy over a stage. 3x3: the warp's three taps lie in one column, so that going down an 8x4 block of pixels in steps of
+// two rows, what tap (2, s) reads is what tap (0, s) reads in the next step, and tap (1, s) reads the half of each.
+template <class S>
+static __device__ __forceinline__ void wgrad_products_bf16(const WgradBlock<S>& b, WgradSums<S>& sums, const WgradWarp& warp, int stage) {
+  const int lane = threadIdx.x & 31, lane_c = warp.c + (lane >> 3 & 1) * 8;
+  uint32_t fb[S::NB][2];
+  if constexpr (S::TAPS == 1) {
+#pragma unroll 1
+    for (int step = warp.pg; step < WGRAD_STEPS; step += S::PG) {
+      const int first = stage * S::PIXELS + step * 16;
+      wgrad_load_dy<S>(b, fb, first, warp.k);
+      const smem_t at = smem_addr(b.z + (first + (lane & 7) + (lane >> 4) * 8) * S::PITCH_Z + lane_c);
 #pragma unroll
-  for (int t = 0; t < S::WARP_TAPS; t++)
+      for (int i = 0; i < S::MB; i++) {
+        uint32_t fa[4];
+        ldmatrix_x4_trans(fa, at + i * 32);
 #pragma unroll
-    for (int i = 0; i < S::MB; i++) {
-      uint32_t fa[4];
-      ldmatrix_x4_trans(fa, at_z + (t * S::PITCH_Z + i * 16) * 2);
-#pragma unroll
-      for (int j = 0; j < S::NB; j++) mma_bf16(sums[t][i][j], fa, fb[j]);
+        for (int j = 0; j < S::NB; j++) mma_bf16(sums[0][i][j], fa, fb[j]);
+      }
     }
+  } else {
+#pragma unroll 1
+    for (int block = warp.pg; block < S::PIXELS / 32; block += S::PG) {
+      const int pixel = b.corner(block * 32 + (lane & 7)) + (lane >> 4) * b.halo_w + warp.tap_column;
+      const smem_t two_rows = b.halo_w * (2 * S::PITCH_Z * 2);
+      smem_t at = smem_addr(b.z + (stage * b.halo_pixels + pixel) * S::PITCH_Z + lane_c);
+      uint32_t upper[S::MB][4], lower[S::MB][4];
+#pragma unroll
+      for (int i = 0; i < S::MB; i++) ldmatrix_x4_trans(upper[i], at + i * 32);
+#pragma unroll
+      for (int step = 0; step < 2; step++) {
+        at += two_rows;
+        wgrad_load_dy<S>(b, fb, stage * S::PIXELS + block * 32 + step * 16, warp.k);
+#pragma unroll
+        for (int i = 0; i < S::MB; i++) {
+          ldmatrix_x4_trans(lower[i], at + i * 32);
+          const uint32_t middle[4] = {upper[i][2], upper[i][3], lower[i][0], lower[i][1]};
+#pragma unroll
+          for (int j = 0; j < S::NB; j++) mma_bf16(sums[0][i][j], upper[i], fb[j]);
+#pragma unroll
+          for (int j = 0; j < S::NB; j++) mma_bf16(sums[1][i][j], middle, fb[j]);
+#pragma unroll
+          for (int j = 0; j < S::NB; j++) mma_bf16(sums[2][i][j], lower[i], fb[j]);
+#pragma unroll
+          for (int r = 0; r < 4; r++) upper[i][r] = lower[i][r];
+        }
+      }
+    }
+  }
 }
 
 // Eight output channels of the border sums: row t of the first operand is 1 where tap t lies inside.
@@ -318,38 +363,76 @@ static __device__ __forceinline__ void wgrad_ones_bf16(const WgradBlock<S>& b, f
   mma_bf16(ones, fa, fb);
 }
 
-// The same over the 8 pixels of a step.
+// A fragment in one or two parts (see wgrad_split).
+template <int N> struct WgradParts { uint32_t big[N], small[N]; };
+
+template <class S> static __device__ __forceinline__ void wgrad_products(float (&sums)[S::NB][4], const WgradParts<4>& fa, const WgradParts<2> (&fb)[S::NB]) {
+#pragma unroll
+  for (int j = 0; j < S::NB; j++) {
+    if (S::PRODUCT == Product::fp32) {
+      mma_tf32(sums[j], fa.small, fb[j].big);
+      mma_tf32(sums[j], fa.big, fb[j].small);
+    }
+    mma_tf32(sums[j], fa.big, fb[j].big);
+  }
+}
+
+// Fragments of dy over 8 pixels from `first`.
 template <class S>
-static __device__ __forceinline__ void wgrad_products_f32(const WgradBlock<S>& b, WgradSums<S>& sums, const WgradWarp& warp, int stage,
-                                                          int step) {
-  constexpr Product PRODUCT = S::PRODUCT;
-  const int lane = threadIdx.x & 31, group = lane >> 2, quad = lane & 3, first = step * S::KSTEP;
-  const float* dys = b.dy + (stage * S::PIXELS + first + quad) * S::PITCH_DY + warp.k + group;
-  uint32_t fb[S::NB][2], fb_small[S::NB][2];
+static __device__ __forceinline__ void wgrad_load_dy(const WgradBlock<S>& b, WgradParts<2> (&f)[S::NB], int first, int k) {
+  const float* at = b.dy + (first + (threadIdx.x & 3)) * S::PITCH_DY + k + (threadIdx.x >> 2 & 7);
 #pragma unroll
   for (int j = 0; j < S::NB; j++)
 #pragma unroll
-    for (int half = 0; half < 2; half++)
-      wgrad_split<PRODUCT>(dys[half * 4 * S::PITCH_DY + j * 8], fb[j][half], fb_small[j][half]);
-  const float* zs = b.z + (stage * b.halo_pixels + warp.tap_row * b.halo_w) * S::PITCH_Z + warp.c + group;
-  const float* at[2] = {zs + b.corner(first + quad) * S::PITCH_Z, zs + b.corner(first + 4 + quad) * S::PITCH_Z};
+    for (int half = 0; half < 2; half++) wgrad_split<S::PRODUCT>(at[half * 4 * S::PITCH_DY + j * 8], f[j].big[half], f[j].small[half]);
+}
+
+// Fragments of z: 16 channels over two times 4 pixels.
+template <class S>
+static __device__ __forceinline__ void wgrad_load_z(WgradParts<4>& f, const float* left, const float* right) {
 #pragma unroll
-  for (int t = 0; t < S::WARP_TAPS; t++)
+  for (int r = 0; r < 4; r++) wgrad_split<S::PRODUCT>((r >> 1 ? right : left)[(r & 1) * 8], f.big[r], f.small[r]);
+}
+
+// sums += z dy over a stage. 3x3: going down two rows of 8 pixels, a row of z serves the taps of the warp's column in turn.
+template <class S>
+static __device__ __forceinline__ void wgrad_products_f32(const WgradBlock<S>& b, WgradSums<S>& sums, const WgradWarp& warp, int stage) {
+  const int quad = threadIdx.x & 3;
+  const float* z = b.z + warp.c + (threadIdx.x >> 2 & 7);
+  WgradParts<2> fb[S::NB];
+  if constexpr (S::TAPS == 1) {
+#pragma unroll 1
+    for (int step = warp.pg; step < WGRAD_STEPS; step += S::PG) {
+      const int first = stage * S::PIXELS + step * 8;
+      wgrad_load_dy<S>(b, fb, first, warp.k);
+      const float* at = z + (first + quad) * S::PITCH_Z;
 #pragma unroll
-    for (int i = 0; i < S::MB; i++) {
-      uint32_t fa[4], fa_small[4];
-#pragma unroll
-      for (int r = 0; r < 4; r++)
-        wgrad_split<PRODUCT>(at[r >> 1][t * S::PITCH_Z + i * 16 + (r & 1) * 8], fa[r], fa_small[r]);
-#pragma unroll
-      for (int j = 0; j < S::NB; j++) {
-        if (PRODUCT == Product::fp32) {
-          mma_tf32(sums[t][i][j], fa_small, fb[j]);
-          mma_tf32(sums[t][i][j], fa, fb_small[j]);
-        }
-        mma_tf32(sums[t][i][j], fa, fb[j]);
+      for (int i = 0; i < S::MB; i++) {
+        WgradParts<4> fa;
+        wgrad_load_z<S>(fa, at + i * 16, at + i * 16 + 4 * S::PITCH_Z);
+        wgrad_products<S>(sums[0][i], fa, fb);
       }
     }
+  } else {
+#pragma unroll 1
+    for (int block = warp.pg; block < S::PIXELS / 16; block += S::PG) {
+      const float* at = z + (stage * b.halo_pixels + warp.tap_column) * S::PITCH_Z;
+      const float *left = at + b.corner(block * 16 + quad) * S::PITCH_Z, *right = at + b.corner(block * 16 + 4 + quad) * S::PITCH_Z;
+      const int row = b.halo_w * S::PITCH_Z;
+      WgradParts<4> fa[4][S::MB];
+#pragma unroll
+      for (int y = 0; y < 4; y++) {
+#pragma unroll
+        for (int i = 0; i < S::MB; i++) wgrad_load_z<S>(fa[y][i], left + y * row + i * 16, right + y * row + i * 16);
+        if (y < 2) continue;
+        wgrad_load_dy<S>(b, fb, stage * S::PIXELS + block * 16 + (y - 2) * 8, warp.k);
+#pragma unroll
+        for (int t = 0; t < 3; t++)
+#pragma unroll
+          for (int i = 0; i < S::MB; i++) wgrad_products<S>(sums[t][i], fa[y - 2 + t][i], fb);
+      }
+    }
+  }
 }
 
 template <class S>
@@ -388,11 +471,10 @@ template <class S> static __device__ __forceinline__ void wgrad_body(const ConvW
                           w / S::PG % S::WARPS_K * S::NB * 8, w % S::PG};
   const bool products = b.c_first + warp.c < c_all && b.k_first + warp.k < k_all;
   const bool with_ones = (a.flags & WGRAD_SUMS) && b.c_first == 0 && w < S::KT / 8;
-  const uint32_t begin = (uint32_t)((uint64_t)a.tiles * blockIdx.y / gridDim.y);
-  const uint32_t end = (uint32_t)((uint64_t)a.tiles * (blockIdx.y + 1) / gridDim.y);
+  const int begin = (int)((uint64_t)a.tiles * blockIdx.y / gridDim.y);
+  const int end = (int)((uint64_t)a.tiles * (blockIdx.y + 1) / gridDim.y);
 
   b.tables();
-  __syncthreads();
   WgradSums<S> sums = {};
   float ones[4] = {};
   constexpr bool PROMOTE = S::PRODUCT == Product::fp32;
@@ -402,31 +484,23 @@ template <class S> static __device__ __forceinline__ void wgrad_body(const ConvW
   // Three stages: the tile in work, the next one, whose prologue runs beside the products, and one whose copies are under way.
   // Of the warps of each scheduler some begin with the prologue and some with the products.
   const int prologue_first = w >> 2 & 1;
-  int stage = 0, stage_next = 1, stage_after = 2;
-  b.issue(b.tile(begin), 0);
-  cp_async_commit();
-  if (begin + 1 < end) b.issue(b.tile(begin + 1), 1);
-  cp_async_commit();
-  cp_async_wait<1>();
-  b.prologue(b.tile(begin), 0);
+  int stage = 1, stage_next = 2, stage_after = 0;
 #pragma unroll 1
-  for (uint32_t tile = begin; tile < end; tile++) {
-    __syncthreads();  // this tile is complete, and all warps are done with the one before
+  for (int tile = begin - 2; tile < end; tile++) {
+    __syncthreads();  // this tile (at first the tables) is complete, and all warps are done with the one before
     if (tile + 2 < end) b.issue(b.tile(tile + 2), stage_after);
     cp_async_commit();
 #pragma unroll 1
     for (int phase = 0; phase < 2; phase++) {
       if (phase != prologue_first) {
         cp_async_wait<1>();
-        if (tile + 1 < end) b.prologue(b.tile(tile + 1), stage_next);
+        if (tile + 1 >= begin && tile + 1 < end) b.prologue(b.tile(tile + 1), stage_next);
         continue;
       }
+      if (tile < begin) continue;
       if (products) {
-#pragma unroll 1
-        for (int step = warp.pg; step < WGRAD_STEPS; step += S::PG) {
-          if constexpr (S::PRODUCT == Product::bf16) wgrad_products_bf16<S>(b, sums, warp, stage, step);
-          else wgrad_products_f32<S>(b, sums, warp, stage, step);
-        }
+        if constexpr (S::PRODUCT == Product::bf16) wgrad_products_bf16<S>(b, sums, warp, stage);
+        else wgrad_products_f32<S>(b, sums, warp, stage);
       }
       if (with_ones) {
 #pragma unroll 1
@@ -470,7 +544,7 @@ template <class S> static __device__ __forceinline__ void wgrad_body(const ConvW
         for (int half = 0; half < 2; half++) {
           const int c = b.c_first + warp.c + i * 16 + half * 8 + row;
           if (c >= c_all) continue;
-          float* at = a.partial + slice + (size_t)((warp.tap_row * S::WARP_TAPS + t) * c_all + c) * k_all;
+          float* at = a.partial + slice + (size_t)((t * S::WARP_TAPS + warp.tap_column) * c_all + c) * k_all;
 #pragma unroll
           for (int j = 0; j < S::NB; j++)
             wgrad_store(at, b.k_first + warp.k + j * 8 + column, k_all, result[t][i][j][2 * half], result[t][i][j][2 * half + 1]);

@@ -138,34 +138,44 @@ impl Tiling {
     }
 }
 
-/// A launch: the instance and the bytes of its shared memory.
-struct Choice {
+/// How a product is launched: the instance, the bytes of its shared memory, and the slices that the pixels are cut into.
+#[derive(Clone, Copy)]
+struct Plan {
     instance: &'static Instance,
     shared: usize,
+    slices: usize,
 }
 
-impl Choice {
-    /// The instance that should be quickest: tensor work against the traffic that small tiles repeat, in products of a pixel. A
-    /// multiprocessor does some 92 products while it receives an element.
-    fn new(arithmetic: Arithmetic, dtype: Dtype, side: u32, c: usize, k: usize, tiling: &Tiling) -> Result<Self> {
+impl Plan {
+    /// The plan that should be quickest. Slices fill the GPU, or are given.
+    ///
+    /// Costs are counted in products of a multiprocessor: those of the tiles, and for each element that it moves as many as it
+    /// does meanwhile. Large blocks read their operands less often, small ones write and add fewer partial sums.
+    fn new(
+        arithmetic: Arithmetic,
+        dtype: Dtype,
+        tiling: &Tiling,
+        side: u32,
+        [c, k]: [usize; 2],
+        slices: Option<usize>,
+    ) -> Result<Self> {
         const PRODUCTS_PER_ELEMENT: usize = 92;
         let taps = (side * side) as usize;
-        let halo = tiling.halo_pixels(side);
-        let fitting = instances(arithmetic, side).iter().filter_map(|instance| {
-            let (c_tiles, k_tiles) = (c.div_ceil(instance.c), k.div_ceil(instance.k));
-            let (c_padded, k_padded) = (c_tiles * instance.c, k_tiles * instance.k);
-            let traffic = (c_padded * k_tiles * halo / tiling.pixels + k_padded * c_tiles) * PRODUCTS_PER_ELEMENT;
+        let at_once = if side == 3 { BLOCKS_3X3 } else { BLOCKS_1X1 };
+        let plans = instances(arithmetic, side).iter().filter_map(|instance| {
+            let blocks = c.div_ceil(instance.c) * k.div_ceil(instance.k);
+            let slices = slices.unwrap_or((at_once / blocks).clamp(1, tiling.count));
+            let products = taps * instance.c * instance.k;
+            let read = instance.c * tiling.halo_pixels(side) + instance.k * tiling.pixels;
+            // A partial sum is written and read, in float32.
+            let moved = tiling.count.div_ceil(slices) * read + products * 8 / dtype.size();
+            let computed = tiling.count.div_ceil(slices) * products * tiling.pixels;
+            let cost = (blocks * slices).div_ceil(at_once) * (computed + PRODUCTS_PER_ELEMENT * moved);
             let shared = shared_bytes(instance, dtype, side, tiling);
-            let choice = Choice { instance, shared };
-            (shared <= SHARED_LIMIT).then_some((taps * c_padded * k_padded + traffic, choice))
+            (shared <= SHARED_LIMIT).then_some((cost, Plan { instance, shared, slices }))
         });
-        let best = fitting.min_by_key(|(cost, _)| *cost);
-        best.map(|(_, choice)| choice).ok_or_else(|| Error::Failed("conv_wgrad: no kernel fits this shape".into()))
-    }
-
-    /// Blocks along output channels and along input channels.
-    fn grid(&self, c: usize, k: usize) -> (usize, usize) {
-        (k.div_ceil(self.instance.k), c.div_ceil(self.instance.c))
+        let best = plans.min_by_key(|(cost, _)| *cost);
+        best.map(|(_, plan)| plan).ok_or_else(|| Error::Failed("conv_wgrad: no kernel fits this shape".into()))
     }
 }
 
@@ -187,7 +197,7 @@ struct Product<'a, L: Launcher> {
     /// Channels of the two inputs.
     c: [u32; 2],
     side: u32,
-    choice: Choice,
+    plan: Plan,
     /// Where its rows begin in a slice.
     first: usize,
     sums: bool,
@@ -196,7 +206,6 @@ struct Product<'a, L: Launcher> {
 /// Partial sums.
 struct Partial {
     ptr: DevicePtr,
-    slices: usize,
     stride: usize,
     /// Where the border sums begin in a slice.
     sums: usize,
@@ -215,23 +224,22 @@ pub(super) fn conv_wgrad<'a, L: Launcher>(
     let (arithmetic, dtype) = (gpu.arithmetic(), gpu.activation_dtype());
     let (c, r, k, taps) = (d.c(), d.r(), d.k as usize, d.taps());
     let tiling = Tiling::new(d, dtype);
-    let choice = Choice::new(arithmetic, dtype, d.side, c, k, &tiling)?;
-    let (k_blocks, c_blocks) = choice.grid(c, k);
-    let wanted = if d.side == 3 { BLOCKS_3X3 } else { BLOCKS_1X1 };
-    let slices = (wanted / (k_blocks * c_blocks)).clamp(1, tiling.count);
+    let plan = Plan::new(arithmetic, dtype, &tiling, d.side, [c, k], None)?;
+    let slices = plan.slices;
 
     // A slice holds dW, dR and the border sums, and ends at a multiple of four elements.
     let with_sums = out.db.is_some() || out.db_res.is_some() || out.border_sums.is_some();
     let (main, res, sums) = (taps * c * k, r * k, if with_sums { taps * k } else { 0 });
     let stride = (main + res + sums).next_multiple_of(4);
     let workspace = gpu.alloc(slices * stride)?;
-    let partial = Partial { ptr: Gpu::<L>::all(&workspace).ptr(), slices, stride, sums: main + res };
-    let product = Product { input, prologue, c: [d.c0, d.c1], side: d.side, choice, first: 0, sums: with_sums };
+    let partial = Partial { ptr: Gpu::<L>::all(&workspace).ptr(), stride, sums: main + res };
+    let product = Product { input, prologue, c: [d.c0, d.c1], side: d.side, plan, first: 0, sums: with_sums };
     launch_product(gpu, d, &tiling, &partial, dy, product)?;
     if let Some(input) = residual {
-        let choice = Choice::new(arithmetic, dtype, 1, r, k, &tiling)?;
+        // In the same slices, so that one reduction adds both.
+        let plan = Plan::new(arithmetic, dtype, &tiling, 1, [r, k], Some(slices))?;
         let product =
-            Product { input, prologue: Prologue::none(), c: [d.r0, d.r1], side: 1, choice, first: main, sums: false };
+            Product { input, prologue: Prologue::none(), c: [d.r0, d.r1], side: 1, plan, first: main, sums: false };
         launch_product(gpu, d, &tiling, &partial, dy, product)?;
     }
 
@@ -265,7 +273,7 @@ fn launch_product<L: Launcher>(
     product: Product<'_, L>,
 ) -> Result<()> {
     let dtype = gpu.activation_dtype();
-    let Product { input, prologue, c: [c0, c1], side, choice, first, sums } = product;
+    let Product { input, prologue, c: [c0, c1], side, plan, first, sums } = product;
     let lanes = 16 / dtype.size() as u32;
     // Vectors: the kernel's own element type, at addresses and channels of multiples of 16 bytes.
     let vectors = |view: GpuSlice<'_>, channels: &[u32]| {
@@ -307,10 +315,10 @@ fn launch_product<L: Launcher>(
         flags,
         unused: 0,
     };
-    let (k_blocks, c_blocks) = choice.grid((c0 + c1) as usize, d.k as usize);
-    let grid = [k_blocks as u32, partial.slices as u32, c_blocks as u32];
+    let Instance { c, k, kernel } = plan.instance;
+    let grid = [d.k.div_ceil(*k as u32), plan.slices as u32, (c0 + c1).div_ceil(*c as u32)];
     let threads = if side == 3 { kernels::WGRAD_THREADS_3X3 } else { kernels::WGRAD_THREADS_1X1 };
-    gpu.launch(choice.instance.kernel, grid, [threads, 1, 1], choice.shared as u32, &args)
+    gpu.launch(kernel, grid, [threads, 1, 1], plan.shared as u32, &args)
 }
 
 fn check<L: Launcher>(
