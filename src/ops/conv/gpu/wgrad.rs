@@ -152,7 +152,7 @@ impl Plan {
     /// Costs are counted in products of a multiprocessor: those of the tiles, and for each element that it moves as many as it
     /// does meanwhile. Large blocks read their operands less often, small ones write and add fewer partial sums.
     fn new(
-        arithmetic: Arithmetic,
+        instances: &'static [Instance],
         dtype: Dtype,
         tiling: &Tiling,
         side: u32,
@@ -162,7 +162,7 @@ impl Plan {
         const PRODUCTS_PER_ELEMENT: usize = 92;
         let taps = (side * side) as usize;
         let at_once = if side == 3 { BLOCKS_3X3 } else { BLOCKS_1X1 };
-        let plans = instances(arithmetic, side).iter().filter_map(|instance| {
+        let plans = instances.iter().filter_map(|instance| {
             let blocks = c.div_ceil(instance.c) * k.div_ceil(instance.k);
             let slices = slices.unwrap_or((at_once / blocks).clamp(1, tiling.count));
             let products = taps * instance.c * instance.k;
@@ -183,7 +183,7 @@ impl Plan {
 fn shared_bytes(instance: &Instance, dtype: Dtype, side: u32, tiling: &Tiling) -> usize {
     let (stages, pad) = (kernels::WGRAD_STAGES as usize, kernels::WGRAD_PAD as usize);
     let taps = (side * side) as usize;
-    let places = if side == 3 { tiling.pixels / 16 * 36 } else { tiling.pixels };
+    let places = tiling.pixels + if side == 3 { tiling.pixels / 16 * 36 } else { 0 };
     let tables = 4 * places + stages * 2 * tiling.pixels + 2 * 4 * instance.c;
     let stage = (tiling.halo_pixels(side) * (instance.c + pad) + tiling.pixels * (instance.k + pad)) * dtype.size();
     // The groups of pixels exchange their sums through the same memory.
@@ -221,10 +221,26 @@ pub(super) fn conv_wgrad<'a, L: Launcher>(
     out: WeightGradients<'_, Gpu<L>>,
 ) -> Result<()> {
     check(d, &input, &prologue, residual.as_ref(), dy, &out)?;
-    let (arithmetic, dtype) = (gpu.arithmetic(), gpu.activation_dtype());
+    let (main, res) = (instances(gpu.arithmetic(), d.side), instances(gpu.arithmetic(), 1));
+    launch(gpu, d, [main, res], input, prologue, residual, dy, out)
+}
+
+/// Both products with the best of the instances for each, and the reduction.
+#[allow(clippy::too_many_arguments)] // those of the operation, and the instances
+fn launch<'a, L: Launcher>(
+    gpu: &Gpu<L>,
+    d: &ConvDims,
+    instances: [&'static [Instance]; 2],
+    input: Operand<'a, Gpu<L>>,
+    prologue: Prologue<'a, Gpu<L>>,
+    residual: Option<Operand<'a, Gpu<L>>>,
+    dy: GpuSlice<'a>,
+    out: WeightGradients<'_, Gpu<L>>,
+) -> Result<()> {
+    let dtype = gpu.activation_dtype();
     let (c, r, k, taps) = (d.c(), d.r(), d.k as usize, d.taps());
     let tiling = Tiling::new(d, dtype);
-    let plan = Plan::new(arithmetic, dtype, &tiling, d.side, [c, k], None)?;
+    let plan = Plan::new(instances[0], dtype, &tiling, d.side, [c, k], None)?;
     let slices = plan.slices;
 
     // A slice holds dW, dR and the border sums, and ends at a multiple of four elements.
@@ -237,7 +253,7 @@ pub(super) fn conv_wgrad<'a, L: Launcher>(
     launch_product(gpu, d, &tiling, &partial, dy, product)?;
     if let Some(input) = residual {
         // In the same slices, so that one reduction adds both.
-        let plan = Plan::new(arithmetic, dtype, &tiling, 1, [r, k], Some(slices))?;
+        let plan = Plan::new(instances[1], dtype, &tiling, 1, [r, k], Some(slices))?;
         let product =
             Product { input, prologue: Prologue::none(), c: [d.r0, d.r1], side: 1, plan, first: main, sums: false };
         launch_product(gpu, d, &tiling, &partial, dy, product)?;
@@ -366,4 +382,83 @@ fn check<L: Launcher>(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::sim::Sim;
+    use crate::ops::conv::reference;
+    use crate::rng::{Purpose, Stream};
+
+    fn normal(index: u64, len: usize) -> Vec<f32> {
+        let mut values = vec![0.0; len];
+        Stream::new(42, Purpose::Init, 0, index).fill_normal(&mut values);
+        values
+    }
+
+    fn uploaded(gpu: &Gpu<Sim>, values: &[f32], activation: bool) -> <Gpu<Sim> as Memory>::Buffer {
+        let buffer = if activation { gpu.alloc_activation(values.len()) } else { gpu.alloc(values.len()) };
+        let mut buffer = buffer.unwrap();
+        gpu.upload(values, Gpu::<Sim>::all_mut(&mut buffer)).unwrap();
+        buffer
+    }
+
+    fn relative_error(got: &[f32], want: &[f64]) -> f64 {
+        let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+        let difference = squares(&mut got.iter().zip(want).map(|(&g, w)| f64::from(g) - w));
+        (difference / squares(&mut want.iter().copied())).sqrt()
+    }
+
+    /// Every instance, whatever the plans prefer: tiles cut by the picture, more slices than one, channels cut by blocks, and the
+    /// widest tiles.
+    #[test]
+    fn every_instance() {
+        for arithmetic in [Arithmetic::Fp32, Arithmetic::Tf32, Arithmetic::Bf16] {
+            let Ok(sim) = Sim::new() else {
+                eprintln!("SKIPPED: no simulator in this build");
+                return;
+            };
+            let gpu = Gpu::new(sim, arithmetic);
+            gpu.poison_new_buffers();
+            let tolerance = [2e-6, 1e-3, 5e-3][arithmetic as usize];
+            for (side, [n, h, w]) in [(1, [3, 9, 18]), (3, [3, 9, 18]), (3, [5, 7, 8])] {
+                for instance in instances(arithmetic, side) {
+                    let d = ConvDims { n, h, w, c0: 64, c1: 8, r0: 0, r1: 0, k: 72, side };
+                    let (x0, x1) = (normal(0, d.pixels() * 64), normal(1, d.pixels() * 8));
+                    let (scale, shift) = (normal(2, 72), normal(3, 72));
+                    let dy = normal(4, d.pixels() * 72);
+                    let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
+                    let (tx0, tx1, tdy) = (wide(&x0), wide(&x1), wide(&dy));
+                    let input = reference::Operand { x0: &tx0, x1: Some(&tx1), x1_constant: false };
+                    let (tscale, tshift) = (wide(&scale), wide(&shift));
+                    let prologue = reference::Prologue { affine: Some((&tscale, &tshift)), silu: true };
+                    let want = reference::wgrad(&d, input, prologue, None, &tdy);
+
+                    let [x0, x1, dy] = [&x0, &x1, &dy].map(|values| uploaded(&gpu, values, true));
+                    let [scale, shift] = [&scale, &shift].map(|values| uploaded(&gpu, values, false));
+                    let mut dw = uploaded(&gpu, &vec![0.0; want.dw.len()], false);
+                    let mut border = gpu.alloc(want.border_sums.len()).unwrap();
+                    let all = Gpu::<Sim>::all;
+                    let out = WeightGradients {
+                        dw: Gpu::<Sim>::all_mut(&mut dw),
+                        dw_res: None,
+                        db: None,
+                        db_res: None,
+                        border_sums: Some(Gpu::<Sim>::all_mut(&mut border)),
+                    };
+                    let input = Operand { x0: all(&x0), x1: Some(all(&x1)), x1_constant: false };
+                    let prologue = Prologue { affine: Some((all(&scale), all(&shift))), silu: true };
+                    let only = std::slice::from_ref(instance);
+                    launch(&gpu, &d, [only, only], input, prologue, None, all(&dy), out).unwrap();
+                    for (what, buffer, want) in [("dw", &dw, &want.dw), ("sums", &border, &want.border_sums)] {
+                        let mut got = vec![0.0; want.len()];
+                        gpu.download(all(buffer), &mut got).unwrap();
+                        let error = relative_error(&got, want);
+                        assert!(error < tolerance, "{what} of {}: {error:.2e}", instance.kernel.name);
+                    }
+                }
+            }
+        }
+    }
 }
