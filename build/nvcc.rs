@@ -15,8 +15,16 @@ const DEFAULT_ARCHS: &str = "sm_80,sm_90a,compute_80";
 const INSTALL: &str = "pip install --no-deps --target .cuda nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 \
                        nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85";
 
-/// (module, image) of every kernel file, or why there are none.
-pub fn build(root: &Path, kernels: &Path, sources: &[Source], out: &Path) -> Result<Vec<(String, PathBuf)>, String> {
+/// Images of all kernel files.
+pub struct Images {
+    /// (module, image file).
+    pub files: Vec<(String, PathBuf)>,
+    /// What they were compiled for.
+    pub architectures: String,
+}
+
+/// The images, or why there are none.
+pub fn build(root: &Path, kernels: &Path, sources: &[Source], out: &Path) -> Result<Images, String> {
     for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "DDIM_CUDA_ARCHS"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
@@ -31,12 +39,16 @@ pub fn build(root: &Path, kernels: &Path, sources: &[Source], out: &Path) -> Res
     built
 }
 
-fn compile_all(root: &Path, kernels: &Path, sources: &[Source], out: &Path) -> Result<Vec<(String, PathBuf)>, String> {
+fn compile_all(root: &Path, kernels: &Path, sources: &[Source], out: &Path) -> Result<Images, String> {
     let Some(nvcc) = find(root) else {
         return Err(format!("nvcc was not found; it installs without a GPU: {INSTALL}"));
     };
-    let archs = std::env::var("DDIM_CUDA_ARCHS").unwrap_or_default();
-    let archs = gencodes(if archs.trim().is_empty() { DEFAULT_ARCHS } else { &archs })?;
+    if let Some(bin) = nvcc.parent() {
+        println!("cargo::rustc-env=DDIM_CUDA_BIN={}", bin.display()); // for the test that disassembles
+    }
+    let named = std::env::var("DDIM_CUDA_ARCHS").ok().filter(|archs| !archs.trim().is_empty());
+    let architectures = named.unwrap_or(DEFAULT_ARCHS.into());
+    let archs = gencodes(&architectures)?;
     fs::create_dir_all(out).map_err(|e| format!("{}: {e}", out.display()))?;
     let sources: Vec<&Source> = sources.iter().filter(|s| !s.kernels.is_empty()).collect();
     let headers = headers(kernels)?;
@@ -57,7 +69,10 @@ fn compile_all(root: &Path, kernels: &Path, sources: &[Source], out: &Path) -> R
     });
     match failures.into_inner().ok().and_then(|f| f.into_iter().next()) {
         Some(what) => Err(what),
-        None => Ok(sources.iter().map(|s| (s.stem.clone(), out.join(format!("{}.fatbin", s.stem)))).collect()),
+        None => {
+            let image = |s: &&Source| (s.stem.clone(), out.join(format!("{}.fatbin", s.stem)));
+            Ok(Images { files: sources.iter().map(image).collect(), architectures })
+        }
     }
 }
 

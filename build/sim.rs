@@ -1,15 +1,41 @@
-//! The simulator: the kernel files and its runtime, compiled with g++.
+//! The simulator: the kernel files and its runtime, compiled with g++ in two variants that live in one program.
+//!
+//! The fast one is compiled with all optimisations. The checker is compiled with the instrumentation of `-fsanitize=thread`, whose calls
+//! go to functions of our own that find races, accesses out of bounds and reads of what was never written. Both define the same symbols,
+//! so the checker is linked into one relocatable object, in which only its C interface, renamed, stays visible.
 
+use std::collections::hash_map::DefaultHasher;
 use std::fs;
+use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What was built.
 pub struct Simulator {
     /// Static libraries to link, in order.
     pub archives: Vec<PathBuf>,
-    /// The race and bounds checker is among them.
+    /// The checker is among them.
     pub has_checker: bool,
+}
+
+/// The C interface of the runtime (`simt_*`; the checker's is `simtc_*`).
+const INTERFACE: [&str; 8] =
+    ["register_all", "find", "nparams", "param_size", "malloc", "free", "launch", "set_option"];
+/// `-fno-gnu-unique`: symbols that the linker would merge between the variants become ordinary ones that can be hidden.
+const FLAGS: &str = "-std=c++17 -march=x86-64-v3 -g1 -fPIC -fno-extern-tls-init -fno-gnu-unique -w";
+const FAST: &str = "-O3";
+const CHECKER: &str = "-O1 -Dsimt_tls_anchor=simtc_tls_anchor";
+const CHECKED_KERNELS: &str = "-fsanitize=thread --param=tsan-instrument-func-entry-exit=0";
+
+/// One file to compile.
+struct Unit {
+    source: PathBuf,
+    /// The kernel file that it includes.
+    kernels: Option<PathBuf>,
+    object: PathBuf,
+    flags: Vec<String>,
 }
 
 /// Compiles the simulator. `kernel_files`: each file with the names of its kernels.
@@ -20,43 +46,164 @@ pub fn build_simulator(
     out: &Path,
 ) -> Result<Simulator, String> {
     fs::create_dir_all(out).map_err(|e| format!("{}: {e}", out.display()))?;
-    let write = |path: &Path, text: String| fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()));
-    let (mut units, mut calls) = (Vec::new(), String::new());
-    let mut declarations = String::new();
+    let sim = kernels.join("sim");
+    let registrations = write_registrations(kernel_files, out)?;
+    let include = |dir: &Path| vec!["-I".to_string(), dir.display().to_string()];
+    let includes = [include(&sim.join("shim")), include(kernels), include(&sim)].concat();
+    let (mut units, mut variants) = (Vec::new(), Vec::new());
+    for (variant, flags, kernel_flags, hooks) in
+        [("fast", FAST, "", "simt_nocheck.cpp"), ("check", CHECKER, CHECKED_KERNELS, "simt_check.cpp")]
+    {
+        let words = |text: &str| text.split(' ').filter(|w| !w.is_empty()).map(str::to_string).collect::<Vec<_>>();
+        let base = [words(FLAGS), words(flags), includes.clone()].concat();
+        let object = |source: &Path| {
+            let stem = source.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+            out.join(format!("{variant}_{stem}.o"))
+        };
+        let of_kernels = [base.clone(), words(kernel_flags), words("-x c++ -include simt.h")].concat();
+        let mut objects = Vec::new();
+        for (source, kernels) in &registrations {
+            let (object, source, kernels) = (object(source), source.clone(), kernels.clone());
+            objects.push(object.clone());
+            units.push(Unit { source, kernels, object, flags: of_kernels.clone() });
+        }
+        for source in [sim.join("simt.cpp"), sim.join(hooks)] {
+            objects.push(object(&source));
+            units.push(Unit { object: object(&source), source, kernels: None, flags: base.clone() });
+        }
+        variants.push(objects);
+    }
+    compile_all(gxx, &units, fingerprint(kernels)?)?;
+    let fast = archive(&variants[0], &out.join("libsimt_fast.a"))?;
+    Ok(match checker(&variants[1], out) {
+        Ok(checker) => Simulator { archives: vec![fast, checker], has_checker: true },
+        Err(why) => {
+            println!("cargo::warning=the simulator's checker is left out: {why}");
+            Simulator { archives: vec![fast], has_checker: false }
+        }
+    })
+}
+
+/// A translation unit for each kernel file that includes it and enters its kernels into the runtime's table, and one that calls all.
+fn write_registrations(
+    kernel_files: &[(PathBuf, Vec<String>)],
+    out: &Path,
+) -> Result<Vec<(PathBuf, Option<PathBuf>)>, String> {
+    let write = |path: &Path, text: String| {
+        // Left alone where nothing changed, so that it need not be compiled again.
+        if fs::read_to_string(path).is_ok_and(|old| old == text) {
+            return Ok(());
+        }
+        fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))
+    };
+    let (mut units, mut calls, mut declarations) = (Vec::new(), String::new(), String::new());
     for (file, names) in kernel_files.iter().filter(|(_, names)| !names.is_empty()) {
         let stem = file.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
-        let registrations: String = names.iter().map(|n| format!("  SIMT_KERNEL({n});\n")).collect();
+        let entries: String = names.iter().map(|n| format!("  SIMT_KERNEL({n});\n")).collect();
         let unit = out.join(format!("reg_{stem}.cpp"));
-        write(&unit, format!("#include {file:?}\nextern \"C\" void simt_reg_{stem}() {{\n{registrations}}}\n"))?;
-        units.push(unit);
+        write(&unit, format!("#include {file:?}\nextern \"C\" void simt_reg_{stem}() {{\n{entries}}}\n"))?;
+        units.push((unit, Some(file.clone())));
         declarations.push_str(&format!("extern \"C\" void simt_reg_{stem}();\n"));
         calls.push_str(&format!("  simt_reg_{stem}();\n"));
     }
     let all = out.join("reg_all.cpp");
     write(&all, format!("{declarations}extern \"C\" void simt_register_all() {{\n{calls}}}\n"))?;
-    units.push(all);
-    let sim = kernels.join("sim");
-    units.extend([sim.join("simt.cpp"), sim.join("simt_nocheck.cpp")]);
-    let mut objects = Vec::new();
-    for unit in &units {
-        let object = out.join(unit.file_name().unwrap_or_default()).with_extension("o");
-        let mut command = Command::new(gxx);
-        command.args("-std=c++17 -O3 -march=x86-64-v3 -g1 -fPIC -fno-extern-tls-init -w".split(' '));
-        command.arg("-I").arg(sim.join("shim")).arg("-I").arg(kernels).arg("-I").arg(&sim);
-        if unit.starts_with(out) {
-            command.args(["-x", "c++", "-include", "simt.h"]);
+    units.push((all, None));
+    Ok(units)
+}
+
+/// Compiles what changed, as many at a time as there are cores.
+fn compile_all(gxx: &Path, units: &[Unit], headers: u64) -> Result<(), String> {
+    let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from).min(units.len().max(1));
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(what) = compile(gxx, unit, headers)
+                        && let Ok(mut failures) = failures.lock()
+                    {
+                        failures.push(what);
+                    }
+                }
+            });
         }
-        let output = command.arg("-c").arg(unit).arg("-o").arg(&object).output().map_err(|e| e.to_string())?;
-        if !output.status.success() {
-            return Err(format!("g++ refused {}: {}", unit.display(), String::from_utf8_lossy(&output.stderr)));
+    });
+    match failures.into_inner().ok().and_then(|f| f.into_iter().next()) {
+        Some(what) => Err(what),
+        None => Ok(()),
+    }
+}
+
+fn compile(gxx: &Path, unit: &Unit, headers: u64) -> Result<(), String> {
+    let read = |path: &PathBuf| fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
+    let text = [read(&unit.source)?, unit.kernels.as_ref().map_or(Ok(Vec::new()), read)?];
+    let mut hasher = DefaultHasher::new();
+    (text, headers, gxx, &unit.flags).hash(&mut hasher);
+    let (key, stamp) = (hasher.finish().to_string(), unit.object.with_extension("stamp"));
+    if unit.object.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == key) {
+        return Ok(());
+    }
+    let mut command = Command::new(gxx);
+    command.args(&unit.flags).arg("-c").arg(&unit.source).arg("-o").arg(&unit.object);
+    run(command)?;
+    fs::write(&stamp, key).map_err(|e| format!("{}: {e}", stamp.display()))
+}
+
+/// A fingerprint of the headers of kernels and runtime: a change in any recompiles everything.
+fn fingerprint(kernels: &Path) -> Result<u64, String> {
+    let mut hasher = DefaultHasher::new();
+    for (folder, endings) in [("", &["cuh"][..]), ("sim", &["h"]), ("sim/shim", &["h"])] {
+        let folder = kernels.join(folder);
+        let entries = fs::read_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+        let is_header = |p: &PathBuf| p.extension().and_then(|e| e.to_str()).is_some_and(|e| endings.contains(&e));
+        let mut paths: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).filter(is_header).collect();
+        paths.sort();
+        for path in paths {
+            fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?.hash(&mut hasher);
         }
-        objects.push(object);
     }
-    let archive = out.join("libsimt_kernels.a");
-    fs::remove_file(&archive).ok(); // `ar` would add to it
-    let status = Command::new("ar").arg("rcs").arg(&archive).args(&objects).status().map_err(|e| e.to_string())?;
-    if !status.success() {
-        return Err("ar failed".into());
+    Ok(hasher.finish())
+}
+
+fn archive(objects: &[PathBuf], archive: &Path) -> Result<PathBuf, String> {
+    fs::remove_file(archive).ok(); // `ar` would add to it
+    let mut command = Command::new("ar");
+    command.arg("rcs").arg(archive).args(objects);
+    run(command)?;
+    Ok(archive.to_path_buf())
+}
+
+/// The checker as an archive of one object that shows nothing but its renamed interface.
+fn checker(objects: &[PathBuf], out: &Path) -> Result<PathBuf, String> {
+    let [whole, renamed, hidden] = ["check_all.o", "check_renamed.o", "check_hidden.o"].map(|name| out.join(name));
+    let write = |name: &str, lines: Vec<String>| {
+        let path = out.join(name);
+        fs::write(&path, lines.join("\n") + "\n").map_err(|e| format!("{}: {e}", path.display()))?;
+        Ok::<_, String>(path)
+    };
+    let names = write("interface.names", INTERFACE.iter().map(|f| format!("simt_{f} simtc_{f}")).collect())?;
+    let keep = write("interface.keep", INTERFACE.iter().map(|f| format!("simtc_{f}")).collect())?;
+    let mut command = Command::new("ld");
+    command.args(["-r", "--force-group-allocation", "-o"]).arg(&whole).args(objects);
+    run(command)?;
+    let mut command = Command::new("objcopy");
+    command.arg(format!("--redefine-syms={}", names.display())).arg(&whole).arg(&renamed);
+    run(command)?;
+    let mut command = Command::new("objcopy");
+    command.arg(format!("--keep-global-symbols={}", keep.display())).arg(&renamed).arg(&hidden);
+    run(command)?;
+    archive(&[hidden], &out.join("libsimt_check.a"))
+}
+
+fn run(mut command: Command) -> Result<(), String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().map_err(|e| format!("{program}: {e}"))?;
+    if output.status.success() {
+        return Ok(());
     }
-    Ok(Simulator { archives: vec![archive], has_checker: false })
+    let log = String::from_utf8_lossy(&output.stderr);
+    let errors: Vec<&str> = log.lines().filter(|l| l.contains("error")).take(5).collect();
+    let errors = if errors.is_empty() { log.lines().take(3).collect() } else { errors };
+    Err(format!("{program} failed: {}", errors.join("; ")))
 }

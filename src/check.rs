@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::config::Config;
-use crate::diffusion::sampler;
+use crate::device::gpu::Arithmetic;
+use crate::diffusion::sampler::Sampler;
 use crate::error::{Error, Result};
 use crate::model::Mode;
 use crate::model::params::visit_flat;
@@ -16,14 +17,32 @@ use crate::tensor::{Shape, Tensor, nchw_to_nhwc, nhwc_to_nchw};
 use crate::train::state::{Batch, Predictions, TrainState};
 use crate::train::tensor_file::{self, NamedTensor};
 
-/// Tolerances of float32, relative: predictions, losses and samples; gradients and parameters after the steps. From measurement:
-/// PyTorch itself is off by up to 1.2e-4 and 3e-4 on such files.
-const TOLERANCE: f64 = 5e-4;
-const GRADIENT_TOLERANCE: f64 = 2e-3;
+/// What relative errors may be. Each pair comes from measurement: PyTorch itself, on such files, is off by up to 1.2e-4 and 3e-4 in
+/// float32, and by up to 9e-3 and 2.5e-2 in bfloat16.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tolerances {
+    /// Predictions, losses and samples.
+    pub outputs: f64,
+    /// Gradients, and parameters after the steps.
+    pub gradients: f64,
+    /// What a dead gradient may be, as a share of the root mean square over all gradients.
+    pub dead: f64,
+}
+
+impl Tolerances {
+    /// Those of an arithmetic.
+    pub fn of(arithmetic: Arithmetic) -> Self {
+        match arithmetic {
+            Arithmetic::Fp32 => Tolerances { outputs: 5e-4, gradients: 2e-3, dead: 1e-3 },
+            // Factors have three bits more than those of bfloat16, activations all of theirs.
+            Arithmetic::Tf32 => Tolerances { outputs: 5e-3, gradients: 2e-2, dead: 1e-2 },
+            Arithmetic::Bf16 => Tolerances { outputs: 2e-2, gradients: 6e-2, dead: 5e-2 },
+        }
+    }
+}
+
 /// A gradient whose root mean square is below this share of the one over all gradients is rounding: dead.
 const DEAD: f64 = 1e-6;
-/// A dead gradient must stay below this share.
-const DEAD_LIMIT: f64 = 1e-3;
 
 /// One line of the report.
 #[derive(Clone, Debug)]
@@ -135,11 +154,11 @@ fn worst(group: &str, members: Vec<Row>) -> Option<Row> {
 ///
 /// # Errors
 /// [`Error::Input`] where the file is not a whole reference file of a known family; device errors.
-pub fn check<B: Backend>(backend: &B, path: &Path) -> Result<Report> {
+pub fn check<B: Backend>(backend: &B, path: &Path, tolerances: &Tolerances) -> Result<Report> {
     let contents = tensor_file::read(path)?;
     let (file, config) = read_config(path, &contents.metadata)?;
     let tensors = contents.tensors.into_iter().map(|t| (t.name.clone(), t)).collect();
-    replay(backend, &file, &config, Reference { path, tensors })
+    replay(backend, &file, &config, Reference { path, tensors }, tolerances)
 }
 
 fn read_config(path: &Path, metadata: &BTreeMap<String, String>) -> Result<(FileConfig, Config)> {
@@ -192,7 +211,13 @@ fn read_config(path: &Path, metadata: &BTreeMap<String, String>) -> Result<(File
     Ok((f, config))
 }
 
-fn replay<B: Backend>(backend: &B, file: &FileConfig, config: &Config, mut r: Reference<'_>) -> Result<Report> {
+fn replay<B: Backend>(
+    backend: &B,
+    file: &FileConfig,
+    config: &Config,
+    mut r: Reference<'_>,
+    t: &Tolerances,
+) -> Result<Report> {
     let (c, size) = (config.channels, config.image_size);
     let shape = Shape::new(file.batch, size, size, c);
     let files = [file.batch, c, size, size];
@@ -218,13 +243,13 @@ fn replay<B: Backend>(backend: &B, file: &FileConfig, config: &Config, mut r: Re
     backend.download(B::all(&eval.rates), &mut rates)?;
     for (i, name) in ["expect.signal_rates", "expect.noise_rates"].iter().enumerate() {
         let got: Vec<f32> = rates[i..].iter().step_by(2).copied().collect();
-        rows.push(row(name, &got, &r.take(name, &[file.batch])?, TOLERANCE));
+        rows.push(row(name, &got, &r.take(name, &[file.batch])?, t.outputs));
     }
-    rows.push(row("expect.noisy", &host(&eval.noisy)?, &r.take("expect.noisy", &files)?, TOLERANCE));
+    rows.push(row("expect.noisy", &host(&eval.noisy)?, &r.take("expect.noisy", &files)?, t.outputs));
     let mut predictions = |rows: &mut Vec<Row>, p: &Predictions<B>, mode: &str| -> Result<()> {
         for (what, tensor) in [("pred_noise", &p.noise), ("pred_image", &p.image)] {
             let name = format!("expect.{mode}.{what}");
-            rows.push(row(&name, &host(tensor)?, &r.take(&name, &files)?, TOLERANCE));
+            rows.push(row(&name, &host(tensor)?, &r.take(&name, &files)?, t.outputs));
         }
         Ok(())
     };
@@ -244,30 +269,31 @@ fn replay<B: Backend>(backend: &B, file: &FileConfig, config: &Config, mut r: Re
     // Sampling, in evaluation mode.
     let samples = Shape::new(file.samples, size, size, c);
     let sample_files = [file.samples, c, size, size];
-    let initial = picture(r.take("sample.initial_noise", &sample_files)?, samples)?;
-    let diffusion = state.diffusion;
-    let weights = &mut state.weights;
-    let sampled = sampler::sample(backend, &state.net, weights, &diffusion, initial, file.sample_steps, |_, _| Ok(()))?;
-    let sample_row = row("sample.images", &host(&sampled)?, &r.take("sample.images", &sample_files)?, TOLERANCE);
+    let initial = nchw_to_nhwc(&r.take("sample.initial_noise", &sample_files)?, samples);
+    let (net, weights, steps) = (&state.net, &mut state.weights, file.sample_steps);
+    let mut sampler = Sampler::new(backend, net, weights, &state.diffusion, samples, steps)?;
+    backend.upload(&initial, sampler.noise())?;
+    let sample_row =
+        row("sample.images", &host(sampler.run(|_, _| Ok(()))?)?, &r.take("sample.images", &sample_files)?, t.outputs);
 
     // Training: gradients of the first step, losses of all, parameters after them.
     let (mut losses, mut dead, mut gradient_rows) = (Vec::new(), Vec::new(), Vec::new());
     for step in 0..file.train_steps {
         losses.push(state.gradients(backend, &batch)?.loss as f32);
         if step == 0 {
-            gradient_rows = gradients(backend, &state, &mut r, &mut dead)?;
+            gradient_rows = gradients(backend, &state, &mut r, &mut dead, t)?;
         }
         state.optimize(backend)?;
     }
     rows.extend(worst("grad.*", gradient_rows));
-    rows.push(row("expect.losses", &losses, &r.take("expect.losses", &[file.train_steps])?, TOLERANCE));
+    rows.push(row("expect.losses", &losses, &r.take("expect.losses", &[file.train_steps])?, t.outputs));
     let (mut after_params, mut after_buffers) = (Vec::new(), Vec::new());
     state.weights.visit(backend, |spec, values| {
         let group = if spec.learned { "param" } else { "buffer" };
         let want = r.take(&format!("after.{group}.{}", spec.name), &spec.shape.file_shape())?;
         if !dead.contains(&spec.name) {
             let rows = if spec.learned { &mut after_params } else { &mut after_buffers };
-            rows.push(row(&spec.name, values, &want, GRADIENT_TOLERANCE));
+            rows.push(row(&spec.name, values, &want, t.gradients));
         }
         Ok(())
     })?;
@@ -286,6 +312,7 @@ fn gradients<B: Backend>(
     state: &TrainState<B>,
     r: &mut Reference<'_>,
     dead: &mut Vec<String>,
+    t: &Tolerances,
 ) -> Result<Vec<Row>> {
     let mut pairs = Vec::new();
     visit_flat(backend, &state.net.layout, [Some(&state.grads), None], |spec, values| {
@@ -299,13 +326,13 @@ fn gradients<B: Backend>(
     let rows = pairs.iter().map(|(name, got, want)| {
         let rms = |v: &[f32]| (squares(v) / v.len() as f64).sqrt();
         if rms(want) >= DEAD * overall {
-            return row(name, got, want, GRADIENT_TOLERANCE);
+            return row(name, got, want, t.gradients);
         }
         dead.push(name.clone());
         // In units of the tolerance, so that one line can hold the worst of both kinds.
         let (absolute, _) = compare(got, want);
-        let relative = rms(got) / overall * (GRADIENT_TOLERANCE / DEAD_LIMIT);
-        Row { name: name.clone(), absolute, relative, tolerance: GRADIENT_TOLERANCE }
+        let relative = rms(got) / overall * (t.gradients / t.dead);
+        Row { name: name.clone(), absolute, relative, tolerance: t.gradients }
     });
     Ok(rows.collect())
 }

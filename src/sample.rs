@@ -6,7 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
-use crate::diffusion::{Diffusion, sampler};
+use crate::diffusion::Diffusion;
+use crate::diffusion::sampler::Sampler;
 use crate::error::{Error, Result};
 use crate::model::params::Weights;
 use crate::model::seed_unet::{SeedDims, SeedUnet};
@@ -88,34 +89,46 @@ pub struct Request {
     pub channels: usize,
 }
 
-/// Draws one batch; `on_step` gets the pictures as predicted after each network call.
+/// Is shown the pictures as predicted after each network call, with the number of the call.
+pub type Watch<'w> = &'w mut dyn FnMut(usize, Vec<Picture>) -> Result<()>;
+
+/// Draws one batch.
 ///
 /// # Errors
-/// The device failed, or the network made numbers that are not finite.
+/// The device failed, or the network made numbers that are not finite; what `watch` returns.
 pub fn draw<B: Backend>(
     backend: &B,
     model: &Model<'_>,
     weights: &mut Weights<B>,
     request: &Request,
-    mut on_step: impl FnMut(usize, Vec<Picture>) -> Result<()>,
+    watch: Option<Watch<'_>>,
 ) -> Result<Vec<Picture>> {
+    let mut sampler = sampler(backend, model, weights, request)?;
+    noise(backend, &mut sampler, request)?;
+    let image = match watch {
+        Some(watch) => sampler.run(|call, image| watch(call, to_pictures(backend, model, image)?))?,
+        None => sampler.run(|_, _| Ok(()))?,
+    };
+    to_pictures(backend, model, image)
+}
+
+fn sampler<'a, B: Backend>(
+    backend: &'a B,
+    model: &Model<'a>,
+    weights: &'a mut Weights<B>,
+    request: &Request,
+) -> Result<Sampler<'a, B>> {
     let shape = Shape::new(request.count, request.image_size, request.image_size, request.channels);
-    let mut noise = Tensor::new(backend, shape)?;
-    let first_image = request.first as u64;
-    let key = NoiseKey { seed: request.seed, purpose: Purpose::Sample, first_image };
+    Sampler::new(backend, model.net, weights, model.diffusion, shape, request.steps)
+}
+
+/// The noise of a batch, into its sampler.
+fn noise<B: Backend>(backend: &B, sampler: &mut Sampler<'_, B>, request: &Request) -> Result<()> {
+    let s = sampler.shape();
+    let key = NoiseKey { seed: request.seed, purpose: Purpose::Sample, first_image: request.first as u64 };
     let mut step = backend.alloc(1)?;
     backend.upload(&[step_word(0)], B::all_mut(&mut step))?;
-    backend.fill_normal(key, B::all(&step), shape.h * shape.w * shape.c, noise.view_mut())?;
-    let mut last = Vec::new();
-    let calls = request.steps.saturating_sub(1);
-    sampler::sample(backend, model.net, weights, model.diffusion, noise, request.steps, |call, image| {
-        let pictures = to_pictures(backend, model, image)?;
-        if call == calls {
-            last = pictures.clone();
-        }
-        on_step(call, pictures)
-    })?;
-    Ok(last)
+    backend.fill_normal(key, B::all(&step), s.h * s.w * s.c, sampler.noise())
 }
 
 fn to_pictures<B: Backend>(backend: &B, model: &Model<'_>, image: &Tensor<B>) -> Result<Vec<Picture>> {
@@ -214,25 +227,38 @@ pub fn run<B: Backend>(backend: &B, options: &SampleOptions, progress: &Progress
     let task = progress.task("sampling", (options.count * calls) as u64, "network calls");
     let (mut pictures, mut frames): (Vec<Picture>, Vec<Vec<Picture>>) = (Vec::new(), vec![Vec::new(); calls]);
     let batch = options.batch.max(1);
+    let request = |first: usize| Request {
+        count: batch.min(options.count - first),
+        first,
+        steps: options.steps,
+        seed: options.seed,
+        image_size: config.image_size,
+        channels: c,
+    };
+    // Whole batches all run the same loop: worth recording where there are several and nobody watches.
+    if options.gif.is_none() && options.count >= 2 * batch {
+        let mut sampler = sampler(backend, &model, &mut weights, &request(0))?;
+        while options.count - pictures.len() >= batch {
+            noise(backend, &mut sampler, &request(pictures.len()))?;
+            pictures.extend(to_pictures(backend, &model, sampler.run_recorded()?)?);
+            task.advance((batch * calls) as u64);
+        }
+    }
     while pictures.len() < options.count {
-        let request = Request {
-            count: batch.min(options.count - pictures.len()),
-            first: pictures.len(),
-            steps: options.steps,
-            seed: options.seed,
-            image_size: config.image_size,
-            channels: c,
-        };
-        let new = draw(backend, &model, &mut weights, &request, |call, now| {
+        let request = request(pictures.len());
+        let mut watch = |call: usize, now: Vec<Picture>| {
             task.advance(request.count as u64);
             let frame = &mut frames[call - 1];
-            if options.gif.is_some() {
-                let room = GIF_PICTURES.saturating_sub(frame.len());
-                frame.extend(now.into_iter().take(room));
-            }
+            let room = GIF_PICTURES.saturating_sub(frame.len());
+            frame.extend(now.into_iter().take(room));
             Ok(())
-        })?;
-        pictures.extend(new);
+        };
+        let watched = options.gif.is_some();
+        let watch: Option<Watch<'_>> = if watched { Some(&mut watch) } else { None };
+        pictures.extend(draw(backend, &model, &mut weights, &request, watch)?);
+        if !watched {
+            task.advance((request.count * calls) as u64);
+        }
     }
     task.finish();
     write_all(options, &pictures, &frames, config.image_size)

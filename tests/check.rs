@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use ddim_engine::check::check;
+use ddim_engine::check::{Tolerances, check};
 use ddim_engine::device::cpu::{Cpu, Isa};
+use ddim_engine::device::gpu::Arithmetic;
 
 fn fixtures() -> Vec<PathBuf> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/reference");
@@ -25,7 +26,7 @@ fn every_reference_file_passes_with_every_instruction_set() {
             let cpu = Cpu::with_isa(threads, isa).unwrap();
             cpu.poison_new_buffers();
             for file in fixtures() {
-                let report = check(&cpu, &file).unwrap();
+                let report = check(&cpu, &file, &Tolerances::of(Arithmetic::Fp32)).unwrap();
                 let name = file.file_name().unwrap().to_string_lossy().into_owned();
                 for row in &report.rows {
                     println!(

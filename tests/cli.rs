@@ -4,6 +4,8 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use ddim_engine::config::{Config, KEYS};
+use ddim_engine::device::cuda;
+use ddim_engine::kernels;
 
 fn program(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ddim-engine"));
@@ -116,7 +118,11 @@ fn bad_settings_are_refused() {
     refused(&["train", "--steps", "many"], &["--steps many"]);
     refused(&["train", "--seed", "1.5"], &["--seed 1.5"]);
     refused(&["train", "--epochs", "1", "--steps", "1"], &["--epochs", "--steps"]);
-    refused(&["train", "--precision", "bf16"], &["--precision bf16", "not available on the CPU", "auto, fp32"]);
+    refused(&["train", "--precision", "fp16"], &["--precision fp16", "auto, fp32, tf32, bf16"]);
+    refused(
+        &["train", "--device", "cpu", "--precision", "bf16"],
+        &["precision bf16", "not available on the CPU", "--precision auto"],
+    );
     refused(&["train", "--config", "no/such.toml"], &["no/such.toml"]);
     refused(&["train", "--threads", "x"], &["--threads"]);
     refused(&["train", "--nonsense"], &["--nonsense"]);
@@ -126,14 +132,28 @@ fn bad_settings_are_refused() {
 }
 
 #[test]
-fn devices_that_are_not_in_this_build() {
-    for device in ["cuda", "cuda:1", "sim"] {
-        refused(&["train", "--device", device], &[&format!("--device {device}"), "no CUDA backend", "--device cpu"]);
-    }
+fn devices_that_are_not_here() {
     refused(&["train", "--device", "cuda:x"], &["expected auto, cpu"]);
     refused(&["train", "--device", "gpu"], &["expected auto, cpu"]);
-    refused(&["sample", ".", "--device", "cuda"], &["no CUDA backend"]);
-    refused(&["check", "x.safetensors", "--device", "sim"], &["no CUDA backend"]);
+    let missing = match (kernels::NO_IMAGES, cuda::probe()) {
+        (Some(_), _) => Some("no GPU kernels"),
+        (None, Err(_)) => Some("use --device cpu"),
+        (None, Ok(_)) => None,
+    };
+    match missing {
+        Some(why) => {
+            for device in ["cuda", "cuda:1"] {
+                refused(&["train", "--device", device], &[&format!("--device {device}"), why, "--device cpu"]);
+                refused(&["sample", ".", "--device", device], &[why]);
+                refused(&["check", "x.safetensors", "--device", device], &[why]);
+            }
+        }
+        None => refused(&["train", "--device", "cuda:999"], &["--device cuda:999", "this machine has cuda:0"]),
+    }
+    match kernels::NO_SIMULATOR {
+        Some(_) => refused(&["train", "--device", "sim"], &["--device sim", "no simulator"]),
+        None => refused(&["check", "no/such.safetensors", "--device", "sim"], &["no/such.safetensors"]),
+    }
 }
 
 #[test]
@@ -170,7 +190,9 @@ fn bad_samples_and_checks_are_refused() {
     refused(&["check"], &["REFERENCE.safetensors"]);
     refused(&["check", "no/such.safetensors"], &["no/such.safetensors", "no such file"]);
     refused(&["check", "."], &["is not a file"]);
-    refused(&["check", "x.safetensors", "--precision", "tf32"], &["--precision tf32", "not available on the CPU"]);
+    let on_cpu = ["--device", "cpu", "--precision", "tf32"];
+    let arguments = [&["check", "x.safetensors"][..], &on_cpu].concat();
+    refused(&arguments, &["precision tf32", "not available on the CPU"]);
 }
 
 fn doctor(vars: &[(&str, &Path)], args: &[&str]) -> String {
@@ -194,8 +216,9 @@ fn doctor_says_what_is_there() {
         for needle in [
             env!("CARGO_PKG_VERSION"),
             "features",
-            "cuda",
-            "not built",
+            "GPU kernels",
+            "simulator",
+            "gpu ",
             "cpu",
             "cores",
             "instruction sets",

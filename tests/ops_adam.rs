@@ -2,8 +2,9 @@
 
 mod ops_support;
 
+use ddim_engine::device::Memory;
 use ddim_engine::ops::adam::reference::{Element, adam_step};
-use ddim_engine::ops::adam::{Adam, AdamParams, AdamState};
+use ddim_engine::ops::adam::{Adam, AdamParams, AdamScalars, AdamState};
 use ops_support::{Cpus, Fill, Guarded, Input, assert_scaled, assert_shape_error, norm, to_f64};
 
 /// Relative 2-norm of weights, moments and averages after several steps in f32. Measured: at most 1.5e-7. Beta2 in
@@ -38,7 +39,9 @@ impl Buffers {
             v: v.view_mut(),
             ema: ema.as_mut().map(Guarded::view_mut),
         };
-        backend.adam_step(h, state).unwrap();
+        let scalars = scalars(backend, h);
+        let loss = Input::new(backend, &[0.5]);
+        backend.adam_step(scalars.view(), Some(loss.view()), state).unwrap();
         let ema = ema.map_or(self.ema.clone(), |ema| ema.read(backend));
         Buffers { params: params.read(backend), m: m.read(backend), v: v.read(backend), ema }
     }
@@ -67,6 +70,11 @@ impl Buffers {
     }
 }
 
+/// A step's numbers on the device.
+fn scalars<B: Memory>(backend: &B, h: &AdamParams) -> Input<B> {
+    Input::new(backend, &bytemuck::cast::<AdamScalars, [f32; AdamScalars::LEN]>(h.scalars().unwrap()))
+}
+
 fn params(decoupled: bool, step: u32) -> AdamParams {
     AdamParams { ema_decay: 0.9, ..AdamParams::new(1e-3, 1e-2, decoupled, step) }
 }
@@ -85,7 +93,7 @@ fn several_steps_of_both_kinds() {
                 let step = |(e, g): (&Element, &f32)| adam_step(&h, f64::from(*g), *e);
                 want.push(want[i].iter().zip(grads).map(step).collect());
             }
-            cpus.check(&format!("{len} weights, decoupled {decoupled}, ema {with_ema}"), |cpu, name| {
+            check_all!(cpus, &format!("{len} weights, decoupled {decoupled}, ema {with_ema}"), |cpu, name| {
                 let mut state = start.clone();
                 for (i, grads) in gradients.iter().enumerate() {
                     state = state.step(cpu, &params(decoupled, i as u32 + 1), grads, with_ema);
@@ -114,7 +122,7 @@ fn the_update_itself() {
         let h = params(true, step);
         let want: Vec<Element> =
             start.elements().iter().zip(&grads).map(|(e, g)| adam_step(&h, f64::from(*g), *e)).collect();
-        cpus.check(&format!("step {step}, gradients of {size}"), |cpu, name| {
+        check_all!(cpus, &format!("step {step}, gradients of {size}"), |cpu, name| {
             let got = start.step(cpu, &h, &grads, true);
             got.check(name, &want, true);
             got.all()
@@ -139,7 +147,7 @@ fn the_reference_against_pencil_and_paper() {
 fn nothing_moves_without_gradient_and_decay() {
     let cpus = Cpus::new();
     let start = Buffers::start(Fill::new(5).f32s(0, 40));
-    cpus.check("no gradient", |cpu, name| {
+    check_all!(cpus, "no gradient", |cpu, name| {
         let h = AdamParams { ema_decay: 0.999, ..AdamParams::new(1e-3, 0.0, true, 1) };
         let got = start.step(cpu, &h, &[0.0; 40], true);
         assert_eq!(got.params, start.params, "{name}");
@@ -157,12 +165,62 @@ fn wrong_lengths_are_errors() {
         let [mut params, mut m, mut v, mut ema] = [1, 2, 3, 4].map(|i| Guarded::from(cpu, &vec![1.0; lengths[i]]));
         let (ema, params) = (Some(ema.view_mut()), params.view_mut());
         let state = AdamState { params, grads: grads.view(), m: m.view_mut(), v: v.view_mut(), ema };
-        cpu.adam_step(&AdamParams::new(1e-3, 0.0, true, 1), state)
+        cpu.adam_step(scalars(cpu, &AdamParams::new(1e-3, 0.0, true, 1)).view(), None, state)
     };
     step([33; 5]).unwrap();
     for i in 0..5 {
         let mut short = [33; 5];
         short[i] = 32;
         assert_shape_error(&format!("view {i}"), step(short));
+    }
+}
+
+/// Where the loss is not finite nothing moves: weights, moments and averages keep their bits.
+#[test]
+fn a_loss_that_is_no_number_moves_nothing() {
+    let cpus = Cpus::new();
+    let h = params(true, 3);
+    for loss in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        check_all!(cpus, format!("loss {loss}"), |cpu, name| {
+            let fill = Fill::new(9);
+            let before: Vec<Vec<f32>> = (0..4).map(|i| fill.f32s(i, 37)).collect();
+            let [mut params, mut m, mut v, mut ema] = [0, 1, 2, 3].map(|i| Guarded::from(cpu, &before[i]));
+            let (grads, guard) = (Input::new(cpu, &fill.f32s(4, 37)), Input::new(cpu, &[loss]));
+            let state = AdamState {
+                params: params.view_mut(),
+                grads: grads.view(),
+                m: m.view_mut(),
+                v: v.view_mut(),
+                ema: Some(ema.view_mut()),
+            };
+            cpu.adam_step(scalars(cpu, &h).view(), Some(guard.view()), state).unwrap();
+            cpu.ema_update(scalars(cpu, &h).view(), Some(guard.view()), grads.view(), ema.view_mut()).unwrap();
+            for (buffer, before) in [&params, &m, &v, &ema].into_iter().zip(&before) {
+                assert_eq!(buffer.read(cpu), *before, "{name}");
+            }
+            vec![]
+        });
+    }
+}
+
+/// The average alone is the average of the whole step.
+#[test]
+fn the_average_of_what_is_not_learned() {
+    let cpus = Cpus::new();
+    let h = params(true, 5);
+    for len in [1, 33, 300] {
+        let fill = Fill::new(len as u64);
+        let (src, old) = (fill.f32s(0, len), fill.f32s(1, len));
+        let want: Vec<f64> = to_f64(&old)
+            .iter()
+            .zip(to_f64(&src))
+            .map(|(old, new)| h.ema_decay * old + (1.0 - h.ema_decay) * new)
+            .collect();
+        check_all!(cpus, format!("{len} statistics"), |cpu, name| {
+            let (src, mut ema) = (Input::new(cpu, &src), Guarded::from(cpu, &old));
+            cpu.ema_update(scalars(cpu, &h).view(), None, src.view(), ema.view_mut()).unwrap();
+            assert_scaled(name, &to_f64(&ema.read(cpu)), &want, norm(&want), TOLERANCE);
+            ema.read(cpu)
+        });
     }
 }

@@ -51,7 +51,7 @@ fn schedules_and_embedding() {
                     ScheduleDims { min_signal, max_signal, n: n as u32, e, linear, embed_signal, single, reserved: 0 };
                 let times = &times[..n];
                 let (want_rates, want_embedding) = schedule_truth::schedule(&dims, &to_f64(times));
-                cpus.check(&format!("{dims:?}"), |cpu, name| {
+                check_all!(cpus, &format!("{dims:?}"), |cpu, name| {
                     let [rates, embedding, stats] = run_schedule(cpu, &dims, times);
                     for (what, got, want) in [("rate", &rates, &want_rates), ("embedding", &embedding, &want_embedding)]
                     {
@@ -158,7 +158,7 @@ fn losses_and_gradients() {
         for (predict, loss) in PREDICTIONS.into_iter().flat_map(|p| LOSSES.map(|l| (p, l))) {
             let dims = LossDims::new(n, per_image, predict, loss);
             let (want, want_dp) = batch.truth(&dims);
-            cpus.check(&format!("{predict:?} {loss:?} {n} images of {per_image}"), |cpu, name| {
+            check_all!(cpus, &format!("{predict:?} {loss:?} {n} images of {per_image}"), |cpu, name| {
                 let (values, dp) = batch.run(cpu, &dims, true);
                 let all = [want.loss, want.noise_loss, want.image_loss];
                 for (what, got, want) in
@@ -184,7 +184,7 @@ fn no_gradient_at_the_target() {
     batch.pred.clone_from(&batch.noise);
     for loss in LOSSES {
         let dims = LossDims::new(3, 17, Predict::Noise, loss);
-        cpus.check(&format!("{loss:?}"), |cpu, name| {
+        check_all!(cpus, &format!("{loss:?}"), |cpu, name| {
             let (values, dp) = batch.run(cpu, &dims, true);
             assert!(values[0] == 0.0 && values[1] == 0.0, "{name}: {values:?}");
             assert!(dp.iter().all(|&d| d == 0.0), "{name}");
@@ -200,7 +200,7 @@ fn a_nan_is_not_lost() {
     let mut batch = Batch::new(2, 50);
     batch.pred[77] = f32::NAN;
     for (predict, loss) in PREDICTIONS.into_iter().flat_map(|p| LOSSES.map(|l| (p, l))) {
-        cpus.check("a nan", |cpu, name| {
+        check_all!(cpus, "a nan", |cpu, name| {
             let (values, _) = batch.run(cpu, &LossDims::new(2, 50, predict, loss), true);
             assert!(values.iter().all(|v| v.is_nan()), "{predict:?} {loss:?} {name}: {values:?}");
             vec![]
@@ -225,7 +225,7 @@ fn predictions_split() {
         for predict in PREDICTIONS {
             let dims = LossDims::new(n, per_image, predict, LossKind::Mae);
             let (want_noise, want_image) = loss_truth::split_prediction(&dims, &pred, &noisy, &rates);
-            cpus.check(&format!("{predict:?} {n} images of {per_image}"), |cpu, name| {
+            check_all!(cpus, &format!("{predict:?} {n} images of {per_image}"), |cpu, name| {
                 let (noise, image) = split(cpu, &dims, &batch);
                 for (what, got, want) in [("noise", &noise, &want_noise), ("image", &image, &want_image)] {
                     let scale = norm(want) + norm(&pred) + norm(&noisy);
@@ -256,7 +256,7 @@ fn ddim_updates() {
         for predict in PREDICTIONS {
             let dims = DdimDims { n: n as u32, per_image: per_image as u32, predict: predict_code(predict) };
             let (want_x, want_image) = ddim_truth::ddim_step(&dims, &pred, &now64, &next64, &x);
-            cpus.check(&format!("{predict:?} {n} images of {per_image}"), |cpu, name| {
+            check_all!(cpus, &format!("{predict:?} {n} images of {per_image}"), |cpu, name| {
                 let [new_x, image] = ddim(cpu, &dims, &batch.pred, [&batch.rates, &next], &batch.noisy);
                 let scale = norm(&want_x) + norm(&want_image);
                 assert_scaled(&format!("x of {name}"), &to_f64(&new_x), &want_x, scale, ELEMENTS);

@@ -3,10 +3,11 @@
 
 mod ops_support;
 
+use ddim_engine::device::Memory;
 use ddim_engine::ops::images::Images;
 use ddim_engine::ops::images::reference as images_truth;
 use ddim_engine::ops::noise::reference as truth;
-use ddim_engine::ops::noise::{Noise, NoiseKey};
+use ddim_engine::ops::noise::{Noise, NoiseKey, step_word};
 use ddim_engine::rng::{Purpose, Stream};
 use ops_support::{
     Cpus, Fill, Guarded, Input, assert_close, assert_scaled, assert_shape_error, max_error, to_f32, to_f64,
@@ -20,17 +21,27 @@ const Q_SAMPLE: f64 = 2e-7;
 /// Relative to the size of the pixels. Measured: at most 1.6e-8.
 const PIXELS: f64 = 1e-7;
 
-const KEY: NoiseKey = NoiseKey { seed: 0x1234_5678_9ABC_DEF0, purpose: Purpose::Noise, step: 7, first_image: 5 };
+const KEY: NoiseKey = NoiseKey { seed: 0x1234_5678_9ABC_DEF0, purpose: Purpose::Noise, first_image: 5 };
+const STEP: u64 = 7;
+
+/// The step's number on the device.
+fn step_slot<B: Memory>(backend: &B, step: u64) -> Input<B> {
+    Input::new(backend, &[step_word(step)])
+}
 
 fn normal<B: Noise>(backend: &B, key: NoiseKey, per_image: usize, n: usize) -> Vec<f32> {
+    normal_at(backend, key, STEP, per_image, n)
+}
+
+fn normal_at<B: Noise>(backend: &B, key: NoiseKey, step: u64, per_image: usize, n: usize) -> Vec<f32> {
     let mut out = Guarded::output(backend, per_image * n);
-    backend.fill_normal(key, per_image, out.view_mut()).unwrap();
+    backend.fill_normal(key, step_slot(backend, step).view(), per_image, out.view_mut()).unwrap();
     out.read(backend)
 }
 
 fn uniform<B: Noise>(backend: &B, key: NoiseKey, n: usize) -> Vec<f32> {
     let mut out = Guarded::output(backend, n);
-    backend.fill_uniform(key, out.view_mut()).unwrap();
+    backend.fill_uniform(key, step_slot(backend, STEP).view(), out.view_mut()).unwrap();
     out.read(backend)
 }
 
@@ -39,11 +50,11 @@ fn normal_numbers() {
     let cpus = Cpus::new();
     for per_image in [1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 300, 3 * 64 * 64, 3 * 41 * 37] {
         for n in [1, 2, 5] {
-            let exact = truth::normal(KEY, per_image, n);
-            let stream = |i| Stream::new(KEY.seed, KEY.purpose, KEY.step, KEY.first_image + i as u64);
+            let exact = truth::normal(KEY, STEP, per_image, n);
+            let stream = |i| Stream::new(KEY.seed, KEY.purpose, STEP, KEY.first_image + i as u64);
             let mut bits = vec![0.0; per_image * n];
             bits.chunks_mut(per_image).enumerate().for_each(|(i, image)| stream(i).fill_normal(image));
-            cpus.check(&format!("{n} images of {per_image}"), |cpu, name| {
+            check_all!(cpus, &format!("{n} images of {per_image}"), |cpu, name| {
                 let got = normal(cpu, KEY, per_image, n);
                 let (worst, at) = max_error(&to_f64(&got), &exact);
                 assert_scaled(&format!("normal number {at} of {name}"), &[worst], &[0.0], 1.0, NORMAL);
@@ -59,8 +70,8 @@ fn normal_numbers() {
 fn uniform_numbers() {
     let cpus = Cpus::new();
     for n in [1, 2, 3, 4, 5, 17, 64, 1000] {
-        let want = to_f32(&truth::uniform(KEY, n)); // 24 bits: exact in f32
-        cpus.check(&format!("{n} images"), |cpu, name| {
+        let want = to_f32(&truth::uniform(KEY, STEP, n)); // 24 bits: exact in f32
+        check_all!(cpus, &format!("{n} images"), |cpu, name| {
             let got = uniform(cpu, KEY, n);
             assert_eq!(got, want, "{name}");
             assert!(got.iter().all(|u| (0.0..1.0).contains(u)));
@@ -79,7 +90,6 @@ fn keys_separate_streams() {
         NoiseKey { seed: KEY.seed ^ 1, ..KEY },
         NoiseKey { seed: KEY.seed ^ (1 << 40), ..KEY },
         NoiseKey { purpose: Purpose::Sample, ..KEY },
-        NoiseKey { step: KEY.step + 1, ..KEY },
         NoiseKey { first_image: KEY.first_image + 1, ..KEY },
     ];
     for (i, &a) in keys.iter().enumerate() {
@@ -88,6 +98,7 @@ fn keys_separate_streams() {
             assert_ne!(uniform(cpu, a, 3), uniform(cpu, b, 3), "{a:?} {b:?}");
         }
     }
+    assert_ne!(normal_at(cpu, KEY, STEP, 8, 1), normal_at(cpu, KEY, STEP + 1, 8, 1));
 }
 
 #[test]
@@ -98,7 +109,7 @@ fn q_sample() {
         let (images, noise) = (fill.f32s(0, n * per_image), fill.f32s(1, n * per_image));
         let rates = fill.f32s(2, 2 * n);
         let want = truth::q_sample(&to_f64(&images), &to_f64(&noise), &to_f64(&rates));
-        cpus.check(&format!("{n} images of {per_image}"), |cpu, name| {
+        check_all!(cpus, &format!("{n} images of {per_image}"), |cpu, name| {
             let [images, noise, rates] = [&images, &noise, &rates].map(|v| Input::new(cpu, v));
             let mut noisy = Guarded::output(cpu, n * per_image);
             Noise::q_sample(cpu, images.view(), noise.view(), rates.view(), noisy.view_mut()).unwrap();
@@ -122,21 +133,23 @@ fn pixels_to_floats_and_back() {
         // Some pixels beyond black and white, which must be clipped.
         let x: Vec<f32> = fill.f32s(2, len).iter().map(|v| 2.0 * v).collect();
         let want_back = images_truth::denormalize(&to_f64(&x), &mean64, &std64);
-        cpus.check(&format!("{pixels} pixels of {channels}"), |cpu, name| {
-            let on_device = ddim_engine::device::Memory::upload_bytes(cpu, &bytes).unwrap();
+        check_all!(cpus, &format!("{pixels} pixels of {channels}"), |cpu, name| {
+            let mut on_device = cpu.alloc_bytes(len).unwrap();
+            cpu.upload_bytes(&bytes, &mut on_device).unwrap();
+            let mean_std = Input::new(cpu, &[&mean[..], &std].concat());
             let mut normal = Guarded::output(cpu, len);
-            cpu.normalize(&on_device, &mean, &std, normal.view_mut()).unwrap();
+            cpu.normalize(&on_device, mean_std.view(), normal.view_mut()).unwrap();
             let normal = normal.read(cpu);
             // (byte / 255 - mean) may cancel: relative to what is subtracted.
             let scale = (len as f64).sqrt() * std64.iter().map(|s| 1.0 / s).fold(0.0, f64::max);
             assert_scaled(&format!("normalize {name}"), &to_f64(&normal), &want, scale, PIXELS);
             let mut back = Guarded::from(cpu, &normal);
-            cpu.denormalize(&mean, &std, back.view_mut()).unwrap();
+            cpu.denormalize(mean_std.view(), back.view_mut()).unwrap();
             let back = back.read(cpu);
             let round_trip = back.iter().zip(&bytes).all(|(b, &byte)| (b * 255.0).round() as u8 == byte);
             assert!(round_trip, "{name}: bytes change on the way there and back");
             let mut clipped = Guarded::from(cpu, &x);
-            cpu.denormalize(&mean, &std, clipped.view_mut()).unwrap();
+            cpu.denormalize(mean_std.view(), clipped.view_mut()).unwrap();
             let clipped = clipped.read(cpu);
             let scale = (len as f64).sqrt();
             assert_scaled(&format!("denormalize {name}"), &to_f64(&clipped), &want_back, scale, PIXELS);
@@ -150,7 +163,9 @@ fn pixels_to_floats_and_back() {
 fn wrong_lengths_are_errors() {
     let cpus = Cpus::new();
     let cpu = cpus.best();
-    let fill = |per_image, len| cpu.fill_normal(KEY, per_image, Guarded::output(cpu, len).view_mut());
+    let fill = |per_image, len| {
+        cpu.fill_normal(KEY, step_slot(cpu, STEP).view(), per_image, Guarded::output(cpu, len).view_mut())
+    };
     fill(5, 10).unwrap();
     assert_shape_error("not whole images", fill(5, 11));
     assert_shape_error("images of nothing", fill(0, 10));
@@ -165,23 +180,28 @@ fn wrong_lengths_are_errors() {
     {
         assert_shape_error(&format!("q_sample {lengths:?}"), q_sample(lengths));
     }
-    let normalize = |bytes: usize, mean: usize, std: usize, x: usize| {
-        let bytes = ddim_engine::device::Memory::upload_bytes(cpu, &vec![1; bytes]).unwrap();
-        cpu.normalize(&bytes, &vec![0.5; mean], &vec![0.5; std], Guarded::output(cpu, x).view_mut())
+    let normalize = |bytes: usize, mean_std: usize, x: usize| {
+        let bytes = cpu.alloc_bytes(bytes).unwrap();
+        let mean_std = Input::new(cpu, &vec![0.5; mean_std]);
+        cpu.normalize(&bytes, mean_std.view(), Guarded::output(cpu, x).view_mut())
     };
-    let denormalize = |mean: usize, std: usize, x: usize| {
-        cpu.denormalize(&vec![0.5; mean], &vec![0.5; std], Guarded::from(cpu, &vec![1.0; x]).view_mut())
+    let denormalize = |mean_std: usize, x: usize| {
+        let mean_std = Input::new(cpu, &vec![0.5; mean_std]);
+        cpu.denormalize(mean_std.view(), Guarded::from(cpu, &vec![1.0; x]).view_mut())
     };
-    normalize(12, 3, 3, 12).unwrap();
-    denormalize(3, 3, 12).unwrap();
-    for (bytes, mean, std, x) in
-        [(11, 3, 3, 12), (12, 3, 3, 13), (12, 2, 3, 12), (12, 3, 4, 12), (12, 5, 5, 12), (12, 0, 0, 12)]
-    {
-        assert_shape_error(&format!("normalize {bytes} {mean} {std} {x}"), normalize(bytes, mean, std, x));
+    normalize(12, 6, 12).unwrap();
+    denormalize(6, 12).unwrap();
+    for (bytes, mean_std, x) in [(11, 6, 12), (12, 6, 13), (12, 5, 12), (12, 10, 12), (12, 0, 12)] {
+        assert_shape_error(&format!("normalize {bytes} {mean_std} {x}"), normalize(bytes, mean_std, x));
     }
-    for (mean, std, x) in [(2, 3, 12), (3, 2, 12), (5, 5, 12), (0, 0, 12)] {
-        assert_shape_error(&format!("denormalize {mean} {std} {x}"), denormalize(mean, std, x));
+    for (mean_std, x) in [(5, 12), (10, 12), (0, 12)] {
+        assert_shape_error(&format!("denormalize {mean_std} {x}"), denormalize(mean_std, x));
     }
+    let long_step = Input::new(cpu, &[0.0; 2]);
+    assert_shape_error(
+        "a step of two slots",
+        cpu.fill_uniform(KEY, long_step.view(), Guarded::output(cpu, 2).view_mut()),
+    );
 }
 
 proptest! {

@@ -25,7 +25,9 @@
 // dynamic shared memory: every `extern __shared__ T smem[];` in a kernel is this array (227 KB, H200's opt-in maximum)
 static constexpr size_t SMEM_MAX = 232448;
 alignas(1024) thread_local unsigned char smem[SMEM_MAX];
-alignas(64) thread_local char simt_tls_anchor;
+#define SIMT_TEXT_(x) #x
+#define SIMT_TEXT(x) SIMT_TEXT_(x)
+alignas(64) thread_local char simt_tls_anchor;     // the checker is compiled with another name for it
 
 namespace simt {
 __thread __attribute__((tls_model("initial-exec"))) Tls tls;
@@ -86,7 +88,8 @@ struct Options { int order = 0; uint64_t seed = 1; int threads = 0; bool poison 
 
 struct Worker {
   Thread th[MAXT]; Warp w[32]; Bar bars[16]; Wg wg[8]; std::vector<Tma> tma;
-  std::vector<char*> free_stacks; char* stack_mem = nullptr;
+  std::vector<char*> free_stacks; char* stack_mem = nullptr; char fault_stack[65536]; stack_t old_fault_stack{};
+  ~Worker() { for (auto& t : th) delete t.cpq; }
   void* main_sp = nullptr; int nthreads = 0, nwarps = 0, alive = 0; uint32_t run_warps = 0;
   int waiting = 0; int red_and, red_or, red_cnt, red_result[4];
   const Kernel* k = nullptr; void** args = nullptr; bool failed = false; char err[1024]; uint64_t rng = 1;
@@ -394,11 +397,16 @@ void wgmma_wait(int keep) { Thread* s = self(); Wg& g = W->wg[s->warp / 4]; size
 
 // ---------------------------------------------------------------- launch
 static void fiber_fault(); static thread_local char fault_stack[16384];
-static struct sigaction old_segv, old_bus;
+static struct sigaction old_segv, old_bus;   // what the program had installed before
 static thread_local char fault_msg[400];
 static void on_fault(int sig, siginfo_t* si, void* uc_) {
   auto* uc = (ucontext_t*)uc_;
-  if (!W || !tls.self || !W->k) { signal(sig, SIG_DFL); raise(sig); return; }
+  if (!W || !tls.self || !W->k) {            // not in a kernel: the program's own handler, or the default
+    const struct sigaction& old = sig == SIGSEGV ? old_segv : old_bus;
+    if (old.sa_flags & SA_SIGINFO) return old.sa_sigaction(sig, si, uc_);
+    if (old.sa_handler != SIG_DFL && old.sa_handler != SIG_IGN) return old.sa_handler(sig);
+    signal(sig, SIG_DFL); return;            // comes again, now fatal
+  }
   char* a = (char*)si->si_addr; auto* s = self(); const char* what = "illegal address";
   if (a >= s->stack - 65536 && a < s->stack) what = "stack overflow of the simulated thread";
   snprintf(fault_msg, sizeof fault_msg, "%s %p (signal %d, pc %p)%s", what, (void*)a, sig, (void*)uc->uc_mcontext.gregs[REG_RIP], sig == SIGSEGV && !a ? " - or misaligned vector access" : "");
@@ -413,7 +421,9 @@ static Worker* worker() {
   size_t n = (STACK + 4096) * MAXT;
   W->stack_mem = (char*)mmap(nullptr, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   for (int i = MAXT - 1; i >= 0; i--) { char* p = W->stack_mem + i * (STACK + 4096); mprotect(p, 4096, PROT_NONE); W->free_stacks.push_back(p + 4096); }
-  stack_t ss{}; ss.ss_sp = malloc(65536); ss.ss_size = 65536; sigaltstack(&ss, nullptr);
+  stack_t ss{}; ss.ss_sp = W->fault_stack; ss.ss_size = sizeof W->fault_stack; sigaltstack(&ss, &W->old_fault_stack);
+  static thread_local struct Leave { ~Leave() { if (W) { sigaltstack(&W->old_fault_stack, nullptr); munmap(W->stack_mem, (STACK + 4096) * MAXT); delete W; W = nullptr; } } } leave;
+  (void)leave;
   return W;
 }
 void race_block_begin(size_t dyn); void race_launch_begin();
@@ -484,7 +494,7 @@ static void load_static_regions() {
       auto* st = (const Elf64_Sym*)(m + sh[i].sh_offset); const char* str = m + sh[sh[i].sh_link].sh_offset;
       for (size_t j = 0; j < sh[i].sh_size / sizeof *st; j++) if (ELF64_ST_TYPE(st[j].st_info) == STT_TLS) {
         const char* nm = str + st[j].st_name;
-        if (pass == 0) { if (!strcmp(nm, "simt_tls_anchor")) anchor = st[j].st_value; }
+        if (pass == 0) { if (!strcmp(nm, SIMT_TEXT(simt_tls_anchor))) anchor = st[j].st_value; }
         else if (!strncmp(nm, "_ZZ", 3) && anchor != ~0ull && st[j].st_size) g_static.push_back({strdup(nm), st[j].st_value - anchor, st[j].st_size});
       }
     }
@@ -513,6 +523,17 @@ static Pool& g_pool = *new Pool();
 using namespace simt;
 extern "C" {
 void simt_tensor_map_2d(void* out, void* base, unsigned esize, uint64_t w, uint64_t h, uint64_t stride_bytes, unsigned bw, unsigned bh, unsigned swizzle) { TensorMap t{}; t.base = (char*)base; t.dim[0] = w; t.dim[1] = h; t.stride = stride_bytes; t.box[0] = bw; t.box[1] = bh; t.esize = esize; t.swizzle = swizzle; memcpy(out, &t, 128); }
+// "order" fwd|rev|rand:SEED, "threads" N, "poison" 0|1, "strict" 0|1, "cp" late|eager. 0: done.
+int simt_set_option(const char* key, const char* value) {
+  init_once(); std::string k = key;
+  if (k == "order") { opt.order = !strncmp(value, "rev", 3) ? 1 : !strncmp(value, "rand", 4) ? 2 : 0; if (opt.order == 2 && value[4] == ':') opt.seed = strtoull(value + 5, nullptr, 10); }
+  else if (k == "threads") opt.threads = std::max(1, atoi(value));
+  else if (k == "poison") opt.poison = atoi(value);
+  else if (k == "strict") opt.strict = atoi(value);
+  else if (k == "cp") opt.eager_cp = !strcmp(value, "eager");
+  else return 1;
+  return 0;
+}
 const Kernel* simt_find(const char* name) { init_once(); for (auto* k = g_kernels; k; k = k->next) if (!strcmp(k->name, name)) return k; return nullptr; }
 int simt_nparams(const Kernel* k) { return k->nparams; }
 unsigned simt_param_size(const Kernel* k, int i) { return k->psize[i]; }
@@ -531,9 +552,11 @@ int simt_launch(const Kernel* k, unsigned gx, unsigned gy, unsigned gz, unsigned
   if (!bx || !by || !bz || bz > 64 || (uint64_t)bx * by * bz > 1024) return bad("bad block");
   if (dyn > SMEM_MAX) return bad("too much dynamic shared memory");
   race_launch_begin();
-  struct sigaction sa{}; sa.sa_sigaction = on_fault; sa.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER; 
 #ifndef SIMT_ASAN
-  sigaction(SIGSEGV, &sa, &old_segv); sigaction(SIGBUS, &sa, &old_bus);
+  static std::once_flag installed; std::call_once(installed, [] {
+    struct sigaction sa{}; sa.sa_sigaction = on_fault; sa.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    sigaction(SIGSEGV, &sa, &old_segv); sigaction(SIGBUS, &sa, &old_bus);
+  });
 #endif
   uint64_t nb = (uint64_t)gx * gy * gz; std::atomic<uint64_t> next{0}; std::atomic<bool> stop{false}; std::mutex mu; bool failed = false;
   auto work = [&](int wid) {
@@ -547,9 +570,6 @@ int simt_launch(const Kernel* k, unsigned gx, unsigned gy, unsigned gz, unsigned
   int nt = (int)std::min<uint64_t>(opt.threads, nb);
   if (checking) nt = 1;
   if (nt > 1) { std::function<void(int)> f = work; g_pool.run(nt - 1, f); } else work(0);
-#ifndef SIMT_ASAN
-  sigaction(SIGSEGV, &old_segv, nullptr); sigaction(SIGBUS, &old_bus, nullptr);
-#endif
   return failed;
 }
 }

@@ -140,8 +140,9 @@ static inline float max(float a, double b) { return (float)std::max((double)a, b
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline float __frcp_rn(float x) { return 1.0f / x; }
 static inline float __fdividef(float a, float b) { return a / b; }
-static inline float __fmul_rn(float a, float b) { return a * b; }
-static inline float __fadd_rn(float a, float b) { return a + b; }
+static inline float __fmul_rn(float a, float b) { float r = a * b; asm("" : "+x"(r)); return r; }
+static inline float __fadd_rn(float a, float b) { float r = a + b; asm("" : "+x"(r)); return r; }
+static inline float __fdiv_rn(float a, float b) { return a / b; }
 static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 static inline float __fsqrt_rn(float a) { return sqrtf(a); }
 static inline float __saturatef(float x) { return x < 0 ? 0.f : x > 1 ? 1.f : x; }

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use ddim_engine::config::Config;
 use ddim_engine::error::Result;
 
-use super::device::DeviceArgs;
+use super::device::{DeviceArgs, Prefer};
 use super::train::Settings;
 use super::{print, run};
 
@@ -44,7 +44,8 @@ impl Args {
         let What::Step { settings, device, repeat, json } = self.what;
         let config = Config::resolve(&settings.layers())?;
         let threads = device.threads(config.workers);
-        print::stderr(&device.choose(threads)?);
-        run::bench_step(&run::BenchOptions { config, threads, repeat: repeat as usize, json })
+        let device = device.choose(threads, config.precision, Prefer::Speed)?;
+        print::stderr(&device.line);
+        run::bench_step(&device, &config, repeat as usize, json.as_deref())
     }
 }

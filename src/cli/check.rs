@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use ddim_engine::config::Precision;
 use ddim_engine::error::{Error, Result};
 
-use super::device::DeviceArgs;
+use super::device::{DeviceArgs, Prefer};
 use super::{print, run};
 
 const EXAMPLES: &str = "\
@@ -28,7 +28,7 @@ pub struct Args {
     #[command(flatten)]
     device: DeviceArgs,
 
-    /// Arithmetic: auto or fp32
+    /// Arithmetic: auto, fp32, and on a GPU tf32 or bf16
     #[arg(long, value_name = "PRECISION", default_value = "auto")]
     precision: String,
 }
@@ -38,12 +38,12 @@ impl Args {
     pub fn run(self) -> Result<()> {
         let precision = Precision::parse(&self.precision)?;
         let threads = self.device.threads(0);
-        let device = self.device.choose(threads)?;
+        let device = self.device.choose(threads, precision, Prefer::Exactness)?;
         if let Some(file) = self.files.iter().find(|file| !file.is_file()) {
             let what = if file.exists() { "is not a file" } else { "there is no such file" };
             return Err(Error::input(file, format!("{what}; expected a reference file (.safetensors)")));
         }
-        print::stderr(&device);
-        run::check(&run::CheckOptions { files: self.files, precision, threads })
+        print::stderr(&device.line);
+        run::check(&device, &self.files)
     }
 }

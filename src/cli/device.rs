@@ -1,41 +1,116 @@
-//! The choice of a device.
+//! The choice of a device and of its arithmetic, and work that runs on whichever it is.
 
 use clap::Args;
-use ddim_engine::device::cpu::Isa;
+use ddim_engine::config::Precision;
+use ddim_engine::device::cpu::{Cpu, Isa};
+use ddim_engine::device::cuda::{self, Cuda};
+use ddim_engine::device::gpu::{Arithmetic, Gpu};
+use ddim_engine::device::sim::Sim;
 use ddim_engine::error::{Error, Result};
+use ddim_engine::kernels;
+use ddim_engine::ops::Backend;
 
 /// Options of every command that computes.
 #[derive(Args)]
 pub struct DeviceArgs {
-    /// Device to compute on: auto, cpu, cuda, cuda:N or sim. This build has the CPU
+    /// Device to compute on: auto (a usable GPU, else the CPU), cpu, cuda, cuda:N, or sim (the CUDA kernels on this machine's CPU: for tests)
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
 
-    /// Worker threads [default: one per core]. The results do not depend on it
+    /// Worker threads of the CPU [default: one per core]. The results do not depend on it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=1024))]
     threads: Option<u16>,
 }
 
+/// What `--precision auto` means on a GPU.
+#[derive(Clone, Copy, Debug)]
+pub enum Prefer {
+    /// Training: as fast as it goes.
+    Speed,
+    /// Sampling: pictures are float32, products on tensor cores.
+    Pictures,
+    /// Comparison with a reference.
+    Exactness,
+}
+
+/// Something to do on a device.
+pub trait Work {
+    /// What comes of it.
+    type Output;
+    /// Does it.
+    fn run<B: Backend>(self, backend: &B) -> Result<Self::Output>;
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Cpu { threads: usize },
+    Cuda { ordinal: usize, arithmetic: Arithmetic },
+    Sim { arithmetic: Arithmetic },
+}
+
+/// A device that was chosen, and the line that says which and why.
+#[derive(Debug)]
+pub struct Chosen {
+    kind: Kind,
+    /// "device: ...".
+    pub line: String,
+}
+
 impl DeviceArgs {
-    /// Checks the device, and says in a line which one it is and why.
+    /// Chooses the device.
     ///
     /// # Errors
-    /// There is no such device, or not in this build.
-    pub fn choose(&self, threads: usize) -> Result<String> {
-        let threads = match threads {
-            0 => cores(),
-            n => n,
+    /// There is no such device here, it is not in this build, or it does not have this precision.
+    pub fn choose(&self, threads: usize, precision: Precision, prefer: Prefer) -> Result<Chosen> {
+        let name = self.device.as_str();
+        let ordinal = match name {
+            "auto" => return Self::choose_best(threads, precision, prefer),
+            "cpu" => return on_cpu(threads, precision, ""),
+            "sim" => {
+                if let Some(why) = kernels::NO_SIMULATOR {
+                    return Err(Error::Usage(format!("--device sim: this build has no simulator: {why}")));
+                }
+                let arithmetic = arithmetic(precision, Arithmetic::Fp32);
+                let line = format!("device: sim, {arithmetic} (the CUDA kernels on this machine's CPU: for tests)");
+                return Ok(Chosen { kind: Kind::Sim { arithmetic }, line });
+            }
+            "cuda" => 0,
+            _ => match name.strip_prefix("cuda:").and_then(|n| n.parse::<u16>().ok()) {
+                Some(n) => usize::from(n),
+                None => {
+                    let what = "expected auto, cpu, cuda, cuda:N or sim";
+                    return Err(Error::Usage(format!("--device {name:?}: {what}")));
+                }
+            },
         };
-        let plural = if threads == 1 { "" } else { "s" };
-        let cpu = format!("device: cpu ({}, {threads} thread{plural})", Isa::detect());
-        match self.device.as_str() {
-            "auto" => Ok(format!("{cpu}: no GPU backend in this build")),
-            "cpu" => Ok(cpu),
-            name if is_absent(name) => Err(Error::Usage(format!(
-                "--device {name}: this build has no CUDA backend, nor its simulator; use --device cpu (or leave it out)"
-            ))),
-            name => Err(Error::Usage(format!("--device {name:?}: expected auto, cpu, cuda, cuda:N or sim"))),
+        if let Some(why) = kernels::NO_IMAGES {
+            let advice = "use --device cpu, or build again once it is there";
+            return Err(Error::Usage(format!("--device {name}: this build has no GPU kernels: {why}; {advice}")));
         }
+        let gpus = cuda::probe().map_err(|why| Error::Usage(format!("--device {name}: {why}; use --device cpu")))?;
+        let Some(gpu) = gpus.get(ordinal) else {
+            let last = gpus.len() - 1;
+            return Err(Error::Usage(format!("--device {name}: this machine has cuda:0 to cuda:{last}")));
+        };
+        if let Some(why) = gpu.unusable() {
+            return Err(Error::Usage(format!("--device {name}: {why}; use --device cpu")));
+        }
+        Ok(on_gpu(gpu, precision, prefer))
+    }
+
+    /// The first usable GPU, else the CPU.
+    fn choose_best(threads: usize, precision: Precision, prefer: Prefer) -> Result<Chosen> {
+        if kernels::NO_IMAGES.is_some() {
+            return on_cpu(threads, precision, ": this build has no GPU kernels (see ddim-engine doctor)");
+        }
+        let why = match cuda::probe() {
+            Ok(gpus) => match gpus.iter().find(|gpu| gpu.unusable().is_none()) {
+                Some(gpu) => return Ok(on_gpu(gpu, precision, prefer)),
+                None => gpus[0].unusable().unwrap_or_default(),
+            },
+            Err(why) => why,
+        };
+        on_cpu(threads, precision, &format!(": {why}"))
     }
 
     /// Worker threads: those of `--threads`, else `workers`; 0 is one per core.
@@ -44,12 +119,60 @@ impl DeviceArgs {
     }
 }
 
+impl Chosen {
+    /// Does the work on this device.
+    ///
+    /// # Errors
+    /// The device cannot be opened; what the work returns.
+    pub fn run<W: Work>(&self, work: W) -> Result<W::Output> {
+        match self.kind {
+            Kind::Cpu { threads } => work.run(&Cpu::new(threads)?),
+            Kind::Cuda { ordinal, arithmetic } => work.run(&Gpu::new(Cuda::new(ordinal)?, arithmetic)),
+            Kind::Sim { arithmetic } => work.run(&Gpu::new(Sim::new()?, arithmetic)),
+        }
+    }
+
+    /// How it computes.
+    pub fn arithmetic(&self) -> Arithmetic {
+        match self.kind {
+            Kind::Cpu { .. } => Arithmetic::Fp32,
+            Kind::Cuda { arithmetic, .. } | Kind::Sim { arithmetic } => arithmetic,
+        }
+    }
+}
+
+fn on_cpu(threads: usize, precision: Precision, why: &str) -> Result<Chosen> {
+    if let Precision::Tf32 | Precision::Bf16 = precision {
+        let name = if precision == Precision::Tf32 { "tf32" } else { "bf16" };
+        let what = format!("precision {name} is not available on the CPU, which computes in fp32{why}");
+        return Err(Error::Usage(format!("{what}; use --precision auto, or a GPU")));
+    }
+    let count = if threads == 0 { cores() } else { threads };
+    let plural = if count == 1 { "" } else { "s" };
+    let line = format!("device: cpu ({}, {count} thread{plural}){why}", Isa::detect());
+    Ok(Chosen { kind: Kind::Cpu { threads }, line })
+}
+
+fn on_gpu(gpu: &cuda::GpuInfo, precision: Precision, prefer: Prefer) -> Chosen {
+    let preferred = match prefer {
+        Prefer::Speed => Arithmetic::Bf16,
+        Prefer::Pictures => Arithmetic::Tf32,
+        Prefer::Exactness => Arithmetic::Fp32,
+    };
+    let arithmetic = arithmetic(precision, preferred);
+    Chosen { kind: Kind::Cuda { ordinal: gpu.ordinal, arithmetic }, line: format!("device: {gpu}, {arithmetic}") }
+}
+
+fn arithmetic(precision: Precision, preferred: Arithmetic) -> Arithmetic {
+    match precision {
+        Precision::Auto => preferred,
+        Precision::Fp32 => Arithmetic::Fp32,
+        Precision::Tf32 => Arithmetic::Tf32,
+        Precision::Bf16 => Arithmetic::Bf16,
+    }
+}
+
 /// Cores that this process may use.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// A device of the family that this build does not have.
-fn is_absent(name: &str) -> bool {
-    matches!(name, "cuda" | "sim") || name.strip_prefix("cuda:").is_some_and(|n| n.parse::<u16>().is_ok())
 }

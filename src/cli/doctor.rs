@@ -5,7 +5,9 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use ddim_engine::device::cpu::Isa;
+use ddim_engine::device::cuda;
 use ddim_engine::error::Result;
+use ddim_engine::kernels;
 
 use super::{device, print};
 
@@ -26,6 +28,7 @@ impl Args {
     pub fn run(self) -> Result<()> {
         let mut report = Report::default();
         report.build();
+        report.gpus();
         report.cpu();
         report.memory();
         report.folders(self.data_dir);
@@ -76,7 +79,37 @@ impl Report {
         if !tensorboard {
             self.remedy("no TensorBoard files in this build: build with --features tensorboard, or read metrics.jsonl");
         }
-        self.line("cuda", "not built in this version: the CPU backend runs everything; nothing to install");
+        match kernels::NO_IMAGES {
+            None => {
+                let (count, archs) = (kernels::ALL.len(), kernels::ARCHITECTURES);
+                self.line("GPU kernels", format!("{count} in this build, for {archs}"));
+            }
+            Some(why) => {
+                self.line("GPU kernels", "none in this build");
+                self.remedy(format!("for GPUs: {why}; then build again"));
+            }
+        }
+        match kernels::NO_SIMULATOR {
+            None => self.line("simulator", "built: --device sim runs the CUDA kernels on this CPU, for tests"),
+            Some(why) => {
+                self.line("simulator", "not in this build");
+                self.remedy(format!("for tests of the CUDA kernels without a GPU: {why}; then build again"));
+            }
+        }
+    }
+
+    fn gpus(&mut self) {
+        match cuda::probe() {
+            Ok(gpus) => {
+                for gpu in gpus {
+                    match gpu.unusable() {
+                        None => self.line("gpu", gpu.to_string()),
+                        Some(why) => self.line("gpu", format!("cuda:{} cannot be used: {why}", gpu.ordinal)),
+                    }
+                }
+            }
+            Err(why) => self.line("gpu", format!("none: {why}")),
+        }
     }
 
     fn cpu(&mut self) {

@@ -1,20 +1,21 @@
 //! From parsed options to the library: the device is made here, and here what was done is told.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::ValueEnum;
-use ddim_engine::check;
-use ddim_engine::config::{Config, Precision};
-use ddim_engine::device::Memory;
-use ddim_engine::device::cpu::Cpu;
+use ddim_engine::check::{self, Report, Tolerances};
+use ddim_engine::config::Config;
+use ddim_engine::device::gpu::Arithmetic;
 use ddim_engine::error::{Error, Result};
+use ddim_engine::ops::Backend;
 use ddim_engine::sample::{self, SampleOptions, WeightKind};
 use ddim_engine::train::interrupt::Interrupt;
 use ddim_engine::train::progress::{Kind, Progress};
 use ddim_engine::train::stepper;
-use ddim_engine::train::trainer::{self, TrainOptions};
+use ddim_engine::train::trainer::{self, TrainOptions, TrainSummary};
 
+use super::device::{Chosen, Work};
 use super::print;
 
 /// Which weights `sample` uses.
@@ -38,33 +39,22 @@ impl From<Weights> for WeightKind {
     }
 }
 
-/// What `check` is to do.
-pub struct CheckOptions {
-    /// Reference files.
-    pub files: Vec<PathBuf>,
-    /// Arithmetic; fp32 is all that a CPU has.
-    pub precision: Precision,
-    /// Worker threads; 0 is one per core.
-    pub threads: usize,
+struct Train<'a> {
+    options: &'a TrainOptions,
+    interrupt: &'a Interrupt,
 }
 
-/// What `bench step` is to do.
-pub struct BenchOptions {
-    /// The configuration.
-    pub config: Config,
-    /// Worker threads; 0 is one per core.
-    pub threads: usize,
-    /// Steps that are timed.
-    pub repeat: usize,
-    /// File for the result, `-` for standard output.
-    pub json: Option<PathBuf>,
+impl Work for Train<'_> {
+    type Output = TrainSummary;
+    fn run<B: Backend>(self, backend: &B) -> Result<TrainSummary> {
+        trainer::run(backend, self.options, self.interrupt)
+    }
 }
 
 /// Trains, and says what was left where and what to do next.
-pub fn train(options: TrainOptions, threads: usize) -> Result<()> {
-    let cpu = Cpu::new(threads)?;
+pub fn train(device: &Chosen, options: TrainOptions) -> Result<()> {
     let interrupt = Interrupt::install()?;
-    let summary = trainer::run(&cpu, &options, &interrupt)?;
+    let summary = device.run(Train { options: &options, interrupt: &interrupt })?;
     let run = summary.run_dir.display();
     let mut text = format!(
         "trained {} steps in {:.0} s, {:.0} images/s\n",
@@ -83,43 +73,66 @@ pub fn train(options: TrainOptions, threads: usize) -> Result<()> {
     print::stdout(&text)
 }
 
+struct Sample<'a>(&'a SampleOptions);
+
+impl Work for Sample<'_> {
+    type Output = Vec<String>;
+    fn run<B: Backend>(self, backend: &B) -> Result<Vec<String>> {
+        sample::run(backend, self.0, &Progress::new(Kind::Auto))
+    }
+}
+
 /// Samples, and says what was written.
-pub fn sample(options: &SampleOptions, threads: usize) -> Result<()> {
-    let cpu = Cpu::new(threads)?;
-    let lines = sample::run(&cpu, options, &Progress::new(Kind::Auto))?;
+pub fn sample(device: &Chosen, options: &SampleOptions) -> Result<()> {
+    let lines = device.run(Sample(options))?;
     print::stdout(&format!("{}\n", lines.join("\n")))
 }
 
+struct Check<'a> {
+    files: &'a [PathBuf],
+    arithmetic: Arithmetic,
+}
+
+impl Work for Check<'_> {
+    type Output = Vec<String>;
+
+    /// The files that fail.
+    fn run<B: Backend>(self, backend: &B) -> Result<Vec<String>> {
+        let mut failed = Vec::new();
+        for file in self.files {
+            let report = check::check(backend, file, &Tolerances::of(self.arithmetic))?;
+            print_report(file, &report)?;
+            if !report.passed() {
+                failed.push(file.display().to_string());
+            }
+        }
+        Ok(failed)
+    }
+}
+
+fn print_report(file: &Path, report: &Report) -> Result<()> {
+    let width = report.rows.iter().map(|r| r.name.len()).max().unwrap_or(0);
+    let mut text = format!("{}\n  {:<width$}  absolute  relative  tolerance\n", file.display(), "quantity");
+    for row in &report.rows {
+        let verdict = if row.passed() { "" } else { "  FAILED" };
+        text.push_str(&format!(
+            "  {:<width$}  {:>8.1e}  {:>8.1e}  {:>9.0e}{verdict}\n",
+            row.name, row.absolute, row.relative, row.tolerance
+        ));
+    }
+    if !report.dead.is_empty() {
+        text.push_str(&format!("  only rounding in the gradients of: {}\n", report.dead.join(", ")));
+    }
+    print::stdout(&text)
+}
+
 /// Checks the files one after the other and prints a table for each.
-pub fn check(options: &CheckOptions) -> Result<()> {
-    match options.precision {
-        Precision::Auto | Precision::Fp32 => {}
-    }
-    let cpu = Cpu::new(options.threads)?;
-    let mut failed = Vec::new();
-    for file in &options.files {
-        let report = check::check(&cpu, file)?;
-        let width = report.rows.iter().map(|r| r.name.len()).max().unwrap_or(0);
-        let mut text = format!("{}\n  {:<width$}  absolute  relative  tolerance\n", file.display(), "quantity");
-        for row in &report.rows {
-            let verdict = if row.passed() { "" } else { "  FAILED" };
-            text.push_str(&format!(
-                "  {:<width$}  {:>8.1e}  {:>8.1e}  {:>9.0e}{verdict}\n",
-                row.name, row.absolute, row.relative, row.tolerance
-            ));
-        }
-        if !report.dead.is_empty() {
-            text.push_str(&format!("  only rounding in the gradients of: {}\n", report.dead.join(", ")));
-        }
-        print::stdout(&text)?;
-        if !report.passed() {
-            failed.push(file.display().to_string());
-        }
-    }
+pub fn check(device: &Chosen, files: &[PathBuf]) -> Result<()> {
+    let failed = device.run(Check { files, arithmetic: device.arithmetic() })?;
     if failed.is_empty() {
-        return print::stdout(&format!("{} of {} files pass\n", options.files.len(), options.files.len()));
+        return print::stdout(&format!("{} of {} files pass\n", files.len(), files.len()));
     }
-    Err(Error::Failed(format!("{} of {} files fail: {}", failed.len(), options.files.len(), failed.join(", "))))
+    Err(Error::Failed(format!("{} of {} files fail: {}", failed.len(), files.len(), failed.join(", "))))
 }
 
 /// Peak resident memory of this process in MiB (`VmHWM`), where the system tells.
@@ -129,36 +142,50 @@ fn peak_rss_mib() -> Option<f64> {
     Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
 }
 
+struct Bench<'a> {
+    config: &'a Config,
+    repeat: usize,
+}
+
+impl Work for Bench<'_> {
+    /// Seconds of each step, and the bytes that the arena held at most.
+    type Output = (Vec<f64>, usize);
+    fn run<B: Backend>(self, backend: &B) -> Result<(Vec<f64>, usize)> {
+        let seconds = stepper::bench_step(backend, self.config, self.repeat)?;
+        Ok((seconds, backend.memory_use().peak))
+    }
+}
+
 /// Times a training step.
-pub fn bench_step(options: &BenchOptions) -> Result<()> {
-    let cpu = Cpu::new(options.threads)?;
+pub fn bench_step(device: &Chosen, config: &Config, repeat: usize, json: Option<&Path>) -> Result<()> {
     let began = Instant::now();
-    let mut seconds = stepper::bench_step(&cpu, &options.config, options.repeat)?;
+    let (mut seconds, arena) = device.run(Bench { config, repeat })?;
     let total = began.elapsed().as_secs_f64();
     seconds.sort_by(f64::total_cmp);
     let (least, median) = (seconds[0], seconds[seconds.len() / 2]);
-    let images = options.config.batch_size as f64;
-    let json = serde_json::json!({
+    let images = config.batch_size as f64;
+    let result = serde_json::json!({
         "what": "training step",
         "seconds_per_step_min": least,
         "seconds_per_step_median": median,
         "images_per_second": images / median,
         "peak_rss_mib": peak_rss_mib(),
-        "arena_peak_mib": cpu.memory_use().peak as f64 / (1 << 20) as f64,
-        "device": "cpu",
-        "isa": cpu.isa().to_string(),
-        "threads": cpu.threads(),
-        "batch_size": options.config.batch_size,
-        "image_size": options.config.image_size,
+        "arena_peak_mib": arena as f64 / (1 << 20) as f64,
+        "device": device.line.trim_start_matches("device: "),
+        "precision": device.arithmetic().to_string(),
+        "batch_size": config.batch_size,
+        "image_size": config.image_size,
         "steps": seconds.len(),
         "seconds_total": total,
     });
-    let text = format!("{json:#}\n");
-    match &options.json {
+    let text = format!("{result:#}\n");
+    match json {
         Some(path) if path.as_os_str() == "-" => print::stdout(&text),
         Some(path) => ddim_engine::train::run_dir::write_atomic(path, text.as_bytes()),
         None => print::stdout(&format!(
-            "step {least:.3} s at least, {median:.3} s in the median of {}; {:.0} images/s\n",
+            "step {:.3} ms at least, {:.3} ms in the median of {}; {:.0} images/s\n",
+            1e3 * least,
+            1e3 * median,
             seconds.len(),
             images / median
         )),

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use ddim_engine::config::Precision;
 use ddim_engine::error::{Error, Result};
 use ddim_engine::sample::SampleOptions;
 
-use super::device::DeviceArgs;
+use super::device::{DeviceArgs, Prefer};
 use super::{print, run};
 
 const EXAMPLES: &str = "\
@@ -58,13 +59,18 @@ pub struct Args {
 
     #[command(flatten)]
     device: DeviceArgs,
+
+    /// Arithmetic: auto, fp32, and on a GPU tf32 or bf16
+    #[arg(long, value_name = "PRECISION", default_value = "auto")]
+    precision: String,
 }
 
 impl Args {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
         let threads = self.device.threads(0);
-        let device = self.device.choose(threads)?;
+        let precision = Precision::parse(&self.precision)?;
+        let device = self.device.choose(threads, precision, Prefer::Pictures)?;
         expect_ending("--out", Some(&self.out), "png")?;
         expect_ending("--gif", self.gif.as_deref(), "gif")?;
         if !self.source.exists() {
@@ -72,7 +78,7 @@ impl Args {
                 "there is no such run or checkpoint; expected a folder made by `ddim-engine train`, such as runs/NAME";
             return Err(Error::input(&self.source, what));
         }
-        print::stderr(&device);
+        print::stderr(&device.line);
         let options = SampleOptions {
             source: self.source,
             count: self.count as usize,
@@ -84,7 +90,7 @@ impl Args {
             batch: self.batch as usize,
             weights: self.weights.into(),
         };
-        run::sample(&options, threads)
+        run::sample(&device, &options)
     }
 }
 

@@ -7,7 +7,7 @@ use ddim_engine::error::{Error, Result};
 use ddim_engine::train::run_dir::RunDir;
 use ddim_engine::train::trainer::TrainOptions;
 
-use super::device::DeviceArgs;
+use super::device::{DeviceArgs, Prefer};
 use super::{print, run};
 
 const EXAMPLES: &str = "\
@@ -58,7 +58,7 @@ pub struct Args {
 /// Options that make a configuration.
 #[derive(clap::Args)]
 pub struct Settings {
-    /// Settings to start from: quick or seed [default: quick, as this build has no GPU backend]
+    /// Settings to start from: quick or seed [default: quick]
     #[arg(long, value_name = "PRESET")]
     preset: Option<String>,
 
@@ -74,7 +74,7 @@ pub struct Settings {
     #[arg(long, value_name = "SOURCE")]
     data: Option<String>,
 
-    /// Arithmetic: auto or fp32
+    /// Arithmetic: auto, fp32, and on a GPU tf32 or bf16
     #[arg(long, value_name = "PRECISION")]
     precision: Option<String>,
 
@@ -124,12 +124,12 @@ impl Args {
             }
         };
         let threads = self.device.threads(config.workers);
-        let device = self.device.choose(threads)?;
+        let device = self.device.choose(threads, config.precision, Prefer::Speed)?;
         if self.print_config {
             return print::stdout(&config.to_toml());
         }
         if !self.quiet {
-            print::stderr(&device);
+            print::stderr(&device.line);
         }
         let options = TrainOptions {
             preset_name: layers.preset_name().to_string(),
@@ -138,9 +138,9 @@ impl Args {
             resume: self.resume,
             data_dir: self.data_dir,
             quiet: self.quiet,
-            device,
+            device: device.line.trim_start_matches("device: ").to_string(),
         };
-        run::train(options, threads)
+        run::train(&device, options)
     }
 }
 

@@ -97,14 +97,7 @@ pub const KEYS: &[Key] = &[
     key("epochs", "passes over the training pictures", integer(1, 1_000_000)),
     key("steps", "steps in all; 0: as many as epochs make", integer(0, 1_000_000_000)),
     key("seed", "seed of weights, order, times and noise", integer(0, i64::MAX as u64)),
-    key(
-        "precision",
-        "arithmetic",
-        Kind::Choice {
-            names: &["auto", "fp32"],
-            absent: &[("tf32", "not available on the CPU"), ("bf16", "not available on the CPU")],
-        },
-    ),
+    key("precision", "arithmetic", choice(&["auto", "fp32", "tf32", "bf16"])),
     key("data", "procedural, flowers, pets, debug, folder, .tar", Kind::Text),
     key("repeat", "times a picture is seen in an epoch", integer(1, 10_000)),
     key("flip", "random horizontal flips", Kind::Flag),

@@ -71,10 +71,14 @@ pub enum OptimizerKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// The best that the device does well: fp32 on a CPU.
+    /// What the device does best: fp32 on a CPU, bf16 for training on a GPU.
     Auto,
     /// Single precision throughout.
     Fp32,
+    /// Single precision with factors of convolutions rounded to tf32; on a GPU.
+    Tf32,
+    /// Activations and factors in bfloat16, sums, statistics, weights and optimiser in single precision; on a GPU.
+    Bf16,
 }
 
 /// Everything that determines a run's numbers.

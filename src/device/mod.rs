@@ -106,8 +106,8 @@ pub trait Replay: Memory {
 
     /// Runs `body`, and records what it asks of the device where the device can repeat such a recording; `None` where it cannot.
     ///
-    /// `body` may be called twice: it must depend on nothing but the device's memory, must not copy between host and device, and
-    /// must leave nothing allocated but what was there before.
+    /// `body` may be called twice: it must depend on nothing but the device's memory, and must not copy between host and device. What
+    /// it allocates comes from an arena that belongs to the recording.
     ///
     /// # Errors
     /// What `body` returns; the device cannot record.

@@ -9,7 +9,7 @@ use crate::model::{Act, Mode};
 use crate::ops::Backend;
 use crate::ops::ddim::DdimDims;
 use crate::ops::loss::predict_code;
-use crate::tensor::Tensor;
+use crate::tensor::{Shape, Tensor};
 
 /// The time grid linspace(1, 0, steps) in float32, point for point as PyTorch computes it (both halves from their own end).
 pub fn time_grid(steps: usize) -> Vec<f32> {
@@ -18,50 +18,97 @@ pub fn time_grid(steps: usize) -> Vec<f32> {
     (0..steps).map(at).collect()
 }
 
-/// Turns noise into normalised pictures.
-///
-/// `on_step` is called after each network call with its number (from 1) and the picture predicted so far.
-///
-/// # Errors
-/// Fewer than 2 steps, shapes that do not fit, a failing device, or an error of `on_step`.
-pub fn sample<B: Backend>(
-    backend: &B,
-    net: &SeedUnet,
-    weights: &mut Weights<B>,
-    diffusion: &Diffusion,
-    noise: Tensor<B>,
+/// Turns noise into normalised pictures, one batch after the other of the same shape.
+pub struct Sampler<'a, B: Backend> {
+    backend: &'a B,
+    net: &'a SeedUnet,
+    weights: &'a mut Weights<B>,
+    diffusion: Diffusion,
     steps: usize,
-    mut on_step: impl FnMut(usize, &Tensor<B>) -> Result<()>,
-) -> Result<Tensor<B>> {
-    if steps < 2 {
-        return Err(Error::Usage(format!("sampling needs at least 2 steps, {steps} given")));
+    /// The noise at first, then ever cleaner.
+    x: Tensor<B>,
+    /// The picture predicted last.
+    image: Tensor<B>,
+    graph: Option<B::Graph>,
+}
+
+impl<'a, B: Backend> Sampler<'a, B> {
+    /// For batches of `shape` and `steps` points of the time grid. The weights must not change while this lives.
+    ///
+    /// # Errors
+    /// Fewer than 2 steps; out of memory.
+    pub fn new(
+        backend: &'a B,
+        net: &'a SeedUnet,
+        weights: &'a mut Weights<B>,
+        diffusion: &Diffusion,
+        shape: Shape,
+        steps: usize,
+    ) -> Result<Self> {
+        if steps < 2 {
+            return Err(Error::Usage(format!("sampling needs at least 2 steps, {steps} given")));
+        }
+        let (x, image) = (Tensor::new(backend, shape)?, Tensor::new(backend, shape)?);
+        Ok(Sampler { backend, net, weights, diffusion: diffusion.in_single(), steps, x, image, graph: None })
     }
-    let shape = noise.shape;
-    let dims = DdimDims {
-        n: shape.n as u32,
-        per_image: (shape.h * shape.w * shape.c) as u32,
-        predict: predict_code(diffusion.predict),
-    };
-    let diffusion = diffusion.in_single();
-    let condition = |t: f32| {
-        let mut times = backend.alloc(shape.n)?;
-        backend.fill(B::all_mut(&mut times), t)?;
-        diffusion.condition(backend, &times)
-    };
-    let mut x = noise;
-    let mut image = Tensor::new(backend, shape)?;
-    let grid = time_grid(steps);
-    let mut now = condition(grid[0])?;
-    for (call, &t) in grid[1..].iter().enumerate() {
-        let next = condition(t)?;
-        let embedding = Act { tensor: now.embedding.tensor, stats: None };
-        let (pred, _) = net.forward(backend, weights, Mode::Eval, &x, embedding)?;
-        let (rates_now, rates_next) = (B::all(&now.rates), B::all(&next.rates));
-        backend.ddim_step(&dims, pred.view(), rates_now, rates_next, x.view_mut(), Some(image.view_mut()))?;
-        on_step(call + 1, &image)?;
-        now = next;
+
+    /// Shape of a batch.
+    pub fn shape(&self) -> Shape {
+        self.x.shape
     }
-    Ok(image)
+
+    /// Where the noise of the next batch goes.
+    pub fn noise(&mut self) -> B::SliceMut<'_> {
+        self.x.view_mut()
+    }
+
+    /// Samples from the noise at hand. `on_step` is called after each network call with its number (from 1) and the picture predicted
+    /// so far; the last one is the result.
+    ///
+    /// # Errors
+    /// Out of memory, a failing device, or an error of `on_step`.
+    pub fn run(&mut self, mut on_step: impl FnMut(usize, &Tensor<B>) -> Result<()>) -> Result<&Tensor<B>> {
+        let (backend, shape) = (self.backend, self.x.shape);
+        let dims = DdimDims {
+            n: shape.n as u32,
+            per_image: (shape.h * shape.w * shape.c) as u32,
+            predict: predict_code(self.diffusion.predict),
+        };
+        let condition = |t: f32| {
+            let mut times = backend.alloc(shape.n)?;
+            backend.fill(B::all_mut(&mut times), t)?;
+            self.diffusion.condition(backend, &times)
+        };
+        let grid = time_grid(self.steps);
+        let mut now = condition(grid[0])?;
+        for (call, &t) in grid[1..].iter().enumerate() {
+            let next = condition(t)?;
+            let embedding = Act { tensor: now.embedding.tensor, stats: None };
+            let (pred, _) = self.net.forward(backend, self.weights, Mode::Eval, &self.x, embedding)?;
+            let (rates_now, rates_next) = (B::all(&now.rates), B::all(&next.rates));
+            let (x, image) = (self.x.view_mut(), Some(self.image.view_mut()));
+            backend.ddim_step(&dims, pred.view(), rates_now, rates_next, x, image)?;
+            on_step(call + 1, &self.image)?;
+            now = next;
+        }
+        Ok(&self.image)
+    }
+
+    /// As [`Sampler::run`]; the whole loop is recorded the first time and repeated after that, where the device can.
+    ///
+    /// # Errors
+    /// As [`Sampler::run`].
+    pub fn run_recorded(&mut self) -> Result<&Tensor<B>> {
+        let backend = self.backend;
+        match self.graph.take() {
+            Some(graph) => {
+                backend.replay(&graph)?;
+                self.graph = Some(graph);
+            }
+            None => self.graph = backend.record(&mut || self.run(|_, _| Ok(())).map(|_| ()))?,
+        }
+        Ok(&self.image)
+    }
 }
 
 #[cfg(test)]

@@ -466,7 +466,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             mean: self.normalizer.mean(),
             std: self.normalizer.std(),
         };
-        let pictures = crate::sample::draw(self.backend, &model, &mut weights, &request, |_, _| Ok(()));
+        let pictures = crate::sample::draw(self.backend, &model, &mut weights, &request, None);
         let pictures = pictures.map_err(|e| match e {
             Error::Failed(what) => self.diverged(&format!("samples at step {}: {what}", self.state.step)),
             other => other,

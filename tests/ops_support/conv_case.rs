@@ -1,10 +1,62 @@
 //! A fused convolution as a test case: its options, its operands, its float64 truth and its run on a device.
 
+use ddim_engine::device::Memory;
 use ddim_engine::error::Result;
 use ddim_engine::ops::conv::reference as truth;
 use ddim_engine::ops::conv::{Conv, ConvDims, Direction, Epilogue, Filter, Operand, Output, Prologue, WeightGradients};
 
 use super::{CHANNELS, EXTENTS, Fill, GUARD, Guarded, IMAGES, Input, to_f64};
+
+/// What surrounds outputs: an unlikely number that bfloat16 holds exactly.
+const CANARY: u32 = 0xDEAD_0000;
+
+/// An operand or a result of a convolution in a buffer of its own, in float32 or in the device's activation type, with NaN around
+/// what is read and canaries around what is written.
+struct Placed<B: Memory> {
+    buffer: B::Buffer,
+    lead: usize,
+    len: usize,
+}
+
+impl<B: Memory> Placed<B> {
+    fn new(backend: &B, values: &[f32], lead: usize, activation: bool, around: f32) -> Self {
+        let mut room = vec![around; lead + values.len() + GUARD];
+        room[lead..lead + values.len()].copy_from_slice(values);
+        let buffer = if activation { backend.alloc_activation(room.len()) } else { backend.alloc(room.len()) };
+        let mut buffer = buffer.unwrap();
+        backend.upload(&room, B::all_mut(&mut buffer)).unwrap();
+        Placed { buffer, lead, len: values.len() }
+    }
+
+    fn input(backend: &B, values: &[f32], lead: usize, activation: bool) -> Self {
+        Self::new(backend, values, lead, activation, f32::NAN)
+    }
+
+    fn output(backend: &B, len: usize, lead: usize, activation: bool) -> Self {
+        Self::new(backend, &vec![f32::NAN; len], lead, activation, f32::from_bits(CANARY))
+    }
+
+    fn view(&self) -> B::Slice<'_> {
+        B::slice(&self.buffer, self.lead..self.lead + self.len)
+    }
+
+    #[allow(clippy::single_range_in_vec_init)] // one view is meant
+    fn view_mut(&mut self) -> B::SliceMut<'_> {
+        let [view] = B::slices_mut(&mut self.buffer, [self.lead..self.lead + self.len]);
+        view
+    }
+
+    /// What was written. Refuses a changed canary.
+    #[track_caller]
+    fn read(&self, backend: &B) -> Vec<f32> {
+        let mut room = vec![0.0; self.lead + self.len + GUARD];
+        backend.download(B::all(&self.buffer), &mut room).unwrap();
+        let intact = |canaries: &[f32]| canaries.iter().all(|c| c.to_bits() == CANARY);
+        assert!(intact(&room[..self.lead]), "written in front of the output");
+        assert!(intact(&room[self.lead + self.len..]), "written behind the output");
+        room[self.lead..self.lead + self.len].to_vec()
+    }
+}
 
 /// Places of the operands of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +159,10 @@ pub struct ConvSpec {
     pub k0: u32,
     /// Elements in front of every view: views need not be aligned.
     pub lead: usize,
+    /// The inputs are float32 whatever the device keeps activations in.
+    pub wide_input: bool,
+    /// The outputs, and the tensors of the epilogue, are.
+    pub wide_output: bool,
 }
 
 impl ConvSpec {
@@ -129,6 +185,8 @@ impl ConvSpec {
             stats: false,
             k0: dims.k,
             lead: GUARD,
+            wide_input: false,
+            wide_output: false,
         }
     }
 
@@ -183,6 +241,8 @@ impl ConvSpec {
             stats: flag(21),
             k0: if flag(22) { 1 + fill.pick(23, dims.k as usize) as u32 } else { dims.k },
             lead: GUARD,
+            wide_input: false,
+            wide_output: false,
         }
     }
 
@@ -229,6 +289,26 @@ impl ConvSpec {
             }
             Some(values)
         }))
+    }
+
+    /// The operand is in the device's activation type.
+    fn is_activation(&self, slot: Slot) -> bool {
+        match slot {
+            Slot::X0 | Slot::X1 | Slot::Res0 | Slot::Res1 => !self.wide_input,
+            Slot::H | Slot::V0 | Slot::V1 | Slot::Add0 | Slot::Add1 => !self.wide_output,
+            Slot::Dy => true,
+            _ => false,
+        }
+    }
+
+    /// Rounds activations and filters by `round`, to what a device keeps them in.
+    pub fn rounded(&self, operands: &Operands<Vec<f32>>, round: impl Fn(f32) -> f32) -> Operands<Vec<f32>> {
+        let mut operands = operands.clone();
+        let kept = |slot: &Slot| self.is_activation(*slot) || matches!(slot, Slot::W | Slot::WRes);
+        for slot in Slot::ALL.into_iter().filter(kept) {
+            operands.0[slot as usize].iter_mut().flatten().for_each(|value| *value = round(*value));
+        }
+        operands
     }
 
     /// Terms of the longest sum, which rounding errors grow with.
@@ -290,23 +370,26 @@ impl ConvSpec {
     /// Packs and convolves on a device. Operands may have wrong lengths; outputs have those of the case.
     pub fn run<B: Conv>(&self, backend: &B, operands: &Operands<Vec<f32>>) -> Result<ConvResults> {
         let d = &self.dims;
-        let device = operands.map(|values| Input::at(backend, values, self.lead));
-        let get = |slot| device.get(slot).map(Input::view);
+        let device = Operands(Slot::ALL.map(|slot| {
+            let activation = self.is_activation(slot);
+            operands.get(slot).map(|values| Placed::input(backend, values, self.lead, activation))
+        }));
+        let get = |slot| device.get(slot).map(Placed::view);
         let filter = Filter {
             w: get(Slot::W).unwrap(),
             w_res: get(Slot::WRes),
             forward_c: self.forward_c(),
             scale: get(Slot::Factor),
         };
-        let mut packed = Guarded::output(backend, backend.conv_packed_len(d));
+        let mut packed = Placed::output(backend, backend.conv_packed_len(d), GUARD, true);
         backend.conv_pack(d, self.direction(), filter, packed.view_mut())?;
-        let packed = Input::new(backend, &packed.read(backend));
+        let packed = Placed::input(backend, &packed.read(backend), GUARD, true);
 
         let (pixels, k, k0) = (d.pixels(), d.k as usize, self.k0 as usize);
-        let output = |len| Guarded::filled(backend, &vec![f32::NAN; len], self.lead);
+        let output = |len| Placed::output(backend, len, self.lead, !self.wide_output);
         let mut y0 = output(pixels * k0);
         let mut y1 = (k0 < k).then(|| output(pixels * (k - k0)));
-        let mut stats = self.stats.then(|| output(d.n as usize * k * 2));
+        let mut stats = self.stats.then(|| Placed::output(backend, d.n as usize * k * 2, self.lead, false));
         let v = get(Slot::V0).map(|x0| Operand { x0, x1: get(Slot::V1), x1_constant: false });
         let epilogue = Epilogue {
             bias: get(Slot::Bias),
@@ -318,11 +401,11 @@ impl ConvSpec {
         };
         let out = Output {
             y0: y0.view_mut(),
-            y1: y1.as_mut().map(Guarded::view_mut),
+            y1: y1.as_mut().map(Placed::view_mut),
             k0,
-            stats: stats.as_mut().map(Guarded::view_mut),
+            stats: stats.as_mut().map(Placed::view_mut),
         };
-        let (input, prologue, residual) = self.inputs(&device);
+        let (input, prologue, residual) = self.inputs(|slot| device.get(slot).map(Placed::view));
         backend.conv(d, input, prologue, residual, packed.view(), epilogue, out)?;
         Ok(ConvResults {
             y0: y0.read(backend),
@@ -333,9 +416,8 @@ impl ConvSpec {
 
     fn inputs<'a, B: Conv>(
         &self,
-        device: &'a Operands<Input<B>>,
+        get: impl Fn(Slot) -> Option<B::Slice<'a>>,
     ) -> (Operand<'a, B>, Prologue<'a, B>, Option<Operand<'a, B>>) {
-        let get = |slot| device.get(slot).map(Input::view);
         let input = Operand { x0: get(Slot::X0).unwrap(), x1: get(Slot::X1), x1_constant: self.x1_constant };
         let affine = get(Slot::Scale).zip(get(Slot::Shift));
         let residual = get(Slot::Res0).map(|x0| Operand { x0, x1: get(Slot::Res1), x1_constant: self.res1_constant });
@@ -364,7 +446,7 @@ impl ConvSpec {
             db_res: db_res.as_mut().map(Guarded::view_mut),
             border_sums: border_sums.as_mut().map(Guarded::view_mut),
         };
-        let (input, prologue, residual) = self.inputs(&device);
+        let (input, prologue, residual) = self.inputs(|slot| device.get(slot).map(Input::view));
         let dy = device.get(Slot::Dy).unwrap().view();
         backend.conv_wgrad(&self.dims, input, prologue, residual, dy, out)?;
         let read = |guarded: Option<Guarded<B>>| guarded.map_or(vec![], |g| g.read(backend));

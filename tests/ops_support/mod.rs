@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each test file uses a part
 
 pub mod conv_case;
+pub mod devices;
 
 use std::ops::Range;
 
@@ -251,6 +252,7 @@ impl Cpus {
 
     /// As [`Cpus::check`], with at most `threads` threads, for the large cases.
     pub fn check_threads(&self, name: &str, threads: usize, case: impl Fn(&Cpu, &str) -> Vec<f32>) {
+        devices::count("cpu", 1);
         for cpus in &self.0 {
             let results = cpus[..threads].iter().map(|cpu| {
                 let name = format!("{name} on {} with {} threads", cpu.isa(), cpu.threads());

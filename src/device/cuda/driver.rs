@@ -201,7 +201,8 @@ pub(super) struct Stream {
 
 impl Stream {
     pub(super) fn new(context: &Rc<Context>) -> Result<Self> {
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("make a stream"))?;
+        let stream =
+            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("make a stream"))?;
         Ok(Stream { stream, context: Rc::clone(context) })
     }
     pub(super) fn synchronize(&self) -> Result<()> {

@@ -42,7 +42,10 @@ impl GpuInfo {
     pub fn unusable(&self) -> Option<String> {
         let ((major, minor), (want_major, want_minor)) = (self.capability, CAPABILITY);
         (self.capability < CAPABILITY).then(|| {
-            format!("{} is of compute capability {major}.{minor}, the kernels need {want_major}.{want_minor}", self.name)
+            format!(
+                "{} is of compute capability {major}.{minor}, the kernels need {want_major}.{want_minor}",
+                self.name
+            )
         })
     }
 }
@@ -51,7 +54,11 @@ impl std::fmt::Display for GpuInfo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ((major, minor), gib) = (self.capability, self.memory as f64 / (1u64 << 30) as f64);
         let (cuda_major, cuda_minor) = (self.driver / 1000, self.driver % 1000 / 10);
-        write!(f, "cuda:{} ({}, sm_{major}{minor}, {gib:.0} GiB, CUDA {cuda_major}.{cuda_minor})", self.ordinal, self.name)
+        write!(
+            f,
+            "cuda:{} ({}, sm_{major}{minor}, {gib:.0} GiB, CUDA {cuda_major}.{cuda_minor})",
+            self.ordinal, self.name
+        )
     }
 }
 
@@ -64,7 +71,9 @@ pub fn probe() -> std::result::Result<Vec<GpuInfo>, String> {
     let version = driver::version()?;
     if version < DRIVER {
         let (major, minor) = (version / 1000, version % 1000 / 10);
-        return Err(format!("the driver supports CUDA {major}.{minor}, the kernels need 13.0: update it to 580 or newer"));
+        return Err(format!(
+            "the driver supports CUDA {major}.{minor}, the kernels need 13.0: update it to 580 or newer"
+        ));
     }
     let info = |ordinal: usize| -> Result<GpuInfo> {
         let device = Device::get(ordinal)?;

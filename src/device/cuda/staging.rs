@@ -53,7 +53,8 @@ pub(super) struct Inbox {
 
 impl Inbox {
     pub(super) fn new(context: &Rc<Context>) -> Result<Self> {
-        let landing = || Ok::<_, crate::error::Error>(Landing { slot: None, memory: None, taken: Event::new(context)? });
+        let landing =
+            || Ok::<_, crate::error::Error>(Landing { slot: None, memory: None, taken: Event::new(context)? });
         Ok(Inbox {
             slots: Default::default(),
             next: 0,

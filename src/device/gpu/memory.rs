@@ -322,13 +322,13 @@ impl<L: Launcher> Replay for Gpu<L> {
     type Graph = Recording<L>;
 
     fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Option<Recording<L>>> {
+        if self.store.borrow().borrow().separate {
+            // Every buffer is an allocation, which cannot be recorded.
+            return body().map(|()| None);
+        }
         // What the recording works in must never be handed to anyone else while it can be replayed.
         let mut own = Store::new(Rc::clone(&self.launcher));
-        {
-            let store = self.store.borrow();
-            let store = store.borrow();
-            (own.poison, own.separate) = (store.poison, store.separate);
-        }
+        own.poison = self.store.borrow().borrow().poison;
         let own = Rc::new(RefCell::new(own));
         let outer = self.store.replace(Rc::clone(&own));
         // The first run finds the kernels and fills the arena: a capture can do neither.

@@ -1,102 +1,192 @@
-//! The simulator's runtime, by its C interface.
+//! The simulator's runtime, by its C interface. The only module that calls it.
 
-use std::ffi::{CString, c_char, c_int, c_uint, c_void};
-use std::sync::Once;
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::sync::{Mutex, MutexGuard, Once};
 
 use crate::device::launcher::{DevicePtr, LaunchConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
-unsafe extern "C" {
-    fn simt_register_all();
-    fn simt_find(name: *const c_char) -> *const c_void;
-    fn simt_nparams(kernel: *const c_void) -> c_int;
-    fn simt_param_size(kernel: *const c_void, index: c_int) -> c_uint;
-    fn simt_malloc(bytes: usize) -> *mut c_void;
-    fn simt_free(ptr: *mut c_void);
-    #[allow(clippy::too_many_arguments)]
-    fn simt_launch(
-        kernel: *const c_void,
-        gx: c_uint,
-        gy: c_uint,
-        gz: c_uint,
-        bx: c_uint,
-        by: c_uint,
-        bz: c_uint,
-        shared: c_uint,
-        args: *const *const c_void,
-        error: *mut c_char,
-        error_len: usize,
-    ) -> c_int;
+type Launch = unsafe extern "C" fn(
+    kernel: *const c_void,
+    grid_x: c_uint,
+    grid_y: c_uint,
+    grid_z: c_uint,
+    block_x: c_uint,
+    block_y: c_uint,
+    block_z: c_uint,
+    shared: c_uint,
+    args: *const *const c_void,
+    error: *mut c_char,
+    error_len: usize,
+) -> c_int;
+
+/// The functions of one variant.
+struct Interface {
+    register_all: unsafe extern "C" fn(),
+    find: unsafe extern "C" fn(*const c_char) -> *const c_void,
+    nparams: unsafe extern "C" fn(*const c_void) -> c_int,
+    param_size: unsafe extern "C" fn(*const c_void, c_int) -> c_uint,
+    malloc: unsafe extern "C" fn(usize) -> *mut c_void,
+    free: unsafe extern "C" fn(*mut c_void),
+    set_option: unsafe extern "C" fn(*const c_char, *const c_char) -> c_int,
+    launch: Launch,
+    registered: Once,
 }
 
+macro_rules! interface {
+    ($name:ident: $register_all:ident, $find:ident, $nparams:ident, $param_size:ident, $malloc:ident, $free:ident,
+     $set_option:ident, $launch:ident) => {
+        unsafe extern "C" {
+            fn $register_all();
+            fn $find(name: *const c_char) -> *const c_void;
+            fn $nparams(kernel: *const c_void) -> c_int;
+            fn $param_size(kernel: *const c_void, index: c_int) -> c_uint;
+            fn $malloc(bytes: usize) -> *mut c_void;
+            fn $free(ptr: *mut c_void);
+            fn $set_option(key: *const c_char, value: *const c_char) -> c_int;
+            #[allow(clippy::too_many_arguments)] // as CUDA's own
+            fn $launch(
+                kernel: *const c_void,
+                grid_x: c_uint,
+                grid_y: c_uint,
+                grid_z: c_uint,
+                block_x: c_uint,
+                block_y: c_uint,
+                block_z: c_uint,
+                shared: c_uint,
+                args: *const *const c_void,
+                error: *mut c_char,
+                error_len: usize,
+            ) -> c_int;
+        }
+        static $name: Interface = Interface {
+            register_all: $register_all,
+            find: $find,
+            nparams: $nparams,
+            param_size: $param_size,
+            malloc: $malloc,
+            free: $free,
+            set_option: $set_option,
+            launch: $launch,
+            registered: Once::new(),
+        };
+    };
+}
+
+interface!(FAST: simt_register_all, simt_find, simt_nparams, simt_param_size, simt_malloc, simt_free, simt_set_option,
+           simt_launch);
+#[cfg(have_sim_check)]
+interface!(CHECKED: simtc_register_all, simtc_find, simtc_nparams, simtc_param_size, simtc_malloc, simtc_free,
+           simtc_set_option, simtc_launch);
+
+/// The checker keeps one shadow of all memory: one thing at a time.
+static CHECKER: Mutex<()> = Mutex::new(());
+
 /// A variant of the runtime.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Library {
-    /// As fast as it can be.
-    Fast,
+#[derive(Clone, Copy)]
+pub struct Library {
+    interface: &'static Interface,
+    checks: bool,
 }
 
 /// A kernel: the address of its record, which lives as long as the program.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Kernel(*const c_void);
-
-static REGISTER: Once = Once::new();
 
 impl Library {
     /// The fast variant.
     pub(super) fn fast() -> Result<Self> {
-        // SAFETY: takes no arguments; only fills the runtime's table, once.
-        REGISTER.call_once(|| unsafe { simt_register_all() });
-        Ok(Library::Fast)
+        Ok(Self::registered(&FAST, false))
     }
 
     /// The checker.
+    #[cfg(have_sim_check)]
     pub(super) fn checked() -> Result<Self> {
-        Err(crate::error::Error::Usage("this build has no checker".into()))
+        Ok(Self::registered(&CHECKED, true))
+    }
+
+    /// The checker.
+    #[cfg(not(have_sim_check))]
+    pub(super) fn checked() -> Result<Self> {
+        Err(Error::Usage("this build's simulator has no checker (it needs GNU ld and objcopy)".into()))
+    }
+
+    fn registered(interface: &'static Interface, checks: bool) -> Self {
+        // SAFETY: takes no arguments; fills the runtime's table, once.
+        interface.registered.call_once(|| unsafe { (interface.register_all)() });
+        Library { interface, checks }
+    }
+
+    /// Sets an option of the runtime for the whole process: "order" (fwd, rev, rand:SEED), "threads", "poison", "strict", "cp".
+    ///
+    /// # Errors
+    /// There is no such option.
+    pub fn set_option(self, key: &str, value: &str) -> Result<()> {
+        let text = |s: &str| CString::new(s).map_err(|_| Error::Usage(format!("{s:?} holds a NUL")));
+        let (c_key, c_value) = (text(key)?, text(value)?);
+        // SAFETY: two C strings that outlive the call.
+        match unsafe { (self.interface.set_option)(c_key.as_ptr(), c_value.as_ptr()) } {
+            0 => Ok(()),
+            _ => Err(Error::Usage(format!("the simulator has no option {key:?}"))),
+        }
+    }
+
+    fn exclusive(self) -> Option<MutexGuard<'static, ()>> {
+        // A test that panicked while it held the lock has not harmed the runtime.
+        self.checks.then(|| CHECKER.lock().unwrap_or_else(|e| e.into_inner()))
     }
 
     pub(super) fn find(self, name: &str) -> Option<Kernel> {
         let name = CString::new(name).ok()?;
         // SAFETY: `name` is a C string that outlives the call.
-        let kernel = unsafe { simt_find(name.as_ptr()) };
+        let kernel = unsafe { (self.interface.find)(name.as_ptr()) };
         (!kernel.is_null()).then_some(Kernel(kernel))
     }
 
+    /// Bytes of the kernel's one parameter; 0 where it has another number of parameters.
     pub(super) fn args_size(self, kernel: Kernel) -> usize {
-        // SAFETY: `kernel` came from `simt_find`.
-        unsafe { if simt_nparams(kernel.0) == 1 { simt_param_size(kernel.0, 0) as usize } else { 0 } }
+        // SAFETY: `kernel` came from `find` of this variant.
+        unsafe {
+            match (self.interface.nparams)(kernel.0) {
+                1 => (self.interface.param_size)(kernel.0, 0) as usize,
+                _ => 0,
+            }
+        }
     }
 
     pub(super) fn launch(self, kernel: Kernel, c: LaunchConfig, args: &[u8]) -> std::result::Result<(), String> {
-        // The struct must be aligned as the kernel's parameter is.
+        let _one_at_a_time = self.exclusive();
+        // Aligned as the kernel's parameter may have to be.
         let mut aligned = vec![0u128; args.len().div_ceil(16)];
         bytemuck::cast_slice_mut(&mut aligned)[..args.len()].copy_from_slice(args);
         let args = [aligned.as_ptr().cast::<c_void>()];
-        let mut error = [0 as c_char; 2048];
-        // SAFETY: `kernel` came from `simt_find` and takes one parameter of this size (checked when it was looked up); the runtime
-        // reads it during the call only, and writes at most `error.len()` bytes of message. What the kernel itself touches are the
-        // addresses in its parameter: those of buffers that the caller holds.
+        let mut error = [0 as c_char; 4096];
+        let ([gx, gy, gz], [bx, by, bz]) = (c.grid, c.block);
+        // SAFETY: `kernel` came from `find` and takes one parameter of this size (checked when it was looked up); the runtime
+        // reads it during the call only, and writes a C string of at most `error.len()` bytes. What the kernel itself touches are the
+        // addresses in its parameter: those of buffers that the caller holds. An access elsewhere comes back as an error.
         let failed = unsafe {
-            let ([gx, gy, gz], [bx, by, bz]) = (c.grid, c.block);
-            let (args, error, len) = (args.as_ptr(), error.as_mut_ptr(), error.len());
-            simt_launch(kernel.0, gx, gy, gz, bx, by, bz, c.shared, args, error, len)
+            let (args, message, len) = (args.as_ptr(), error.as_mut_ptr(), error.len());
+            (self.interface.launch)(kernel.0, gx, gy, gz, bx, by, bz, c.shared, args, message, len)
         };
         if failed == 0 {
             return Ok(());
         }
-        let bytes: Vec<u8> = error.iter().take_while(|&&c| c != 0).map(|&c| c as u8).collect();
-        Err(String::from_utf8_lossy(&bytes).into_owned())
+        // SAFETY: the runtime has written a C string into `error`.
+        Err(unsafe { CStr::from_ptr(error.as_ptr()) }.to_string_lossy().into_owned())
     }
 
     pub(super) fn alloc(self, bytes: usize) -> Option<DevicePtr> {
+        let _one_at_a_time = self.exclusive();
         // SAFETY: no preconditions.
-        let ptr = unsafe { simt_malloc(bytes) };
+        let ptr = unsafe { (self.interface.malloc)(bytes) };
         (!ptr.is_null()).then_some(DevicePtr(ptr as u64))
     }
 
     pub(super) fn free(self, ptr: DevicePtr) {
+        let _one_at_a_time = self.exclusive();
         // SAFETY: the launcher's contract: `ptr` came from `alloc` and is not used any more.
-        unsafe { simt_free(ptr.0 as *mut c_void) }
+        unsafe { (self.interface.free)(ptr.0 as *mut c_void) }
     }
 
     pub(super) fn fill(self, dst: DevicePtr, width: usize, pattern: u32, count: usize) {

@@ -7,6 +7,7 @@
 mod ffi;
 
 use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::launcher::{DevicePtr, LaunchConfig, Launcher};
 use crate::error::{Error, Result};
@@ -39,6 +40,10 @@ impl SimGraph {
 pub struct Sim {
     library: Library,
     recording: RefCell<Option<Vec<Node>>>,
+    /// Kernels that were looked up, which is done before the first launch of each.
+    used: RefCell<BTreeSet<&'static str>>,
+    /// Names of kernels that stand in for others, for tests.
+    stand_ins: RefCell<BTreeMap<&'static str, String>>,
 }
 
 impl Sim {
@@ -47,7 +52,7 @@ impl Sim {
     /// # Errors
     /// This build has no simulator.
     pub fn new() -> Result<Self> {
-        Ok(Sim { library: Library::fast()?, recording: RefCell::new(None) })
+        Ok(Sim::with(Library::fast()?))
     }
 
     /// The variant that finds races, accesses out of bounds and reads of memory that was never written; a hundred times slower.
@@ -55,7 +60,23 @@ impl Sim {
     /// # Errors
     /// This build does not have it.
     pub fn checked() -> Result<Self> {
-        Ok(Sim { library: Library::checked()?, recording: RefCell::new(None) })
+        Ok(Sim::with(Library::checked()?))
+    }
+
+    fn with(library: Library) -> Self {
+        let (used, stand_ins) = (RefCell::default(), RefCell::default());
+        Sim { library, recording: RefCell::new(None), used, stand_ins }
+    }
+
+    /// Names of the kernels that were launched so far.
+    pub fn used(&self) -> BTreeSet<&'static str> {
+        self.used.borrow().clone()
+    }
+
+    /// Launches the kernel `other` of the simulator wherever `entry` is asked for, from its first launch on: a test sees what an
+    /// operation says with a kernel that has a fault.
+    pub fn stand_in(&self, entry: &'static KernelEntry, other: &str) {
+        self.stand_ins.borrow_mut().insert(entry.name, other.to_string());
     }
 
     /// The runtime behind it, for its options.
@@ -107,7 +128,9 @@ impl Launcher for Sim {
     }
 
     fn kernel(&self, entry: &'static KernelEntry) -> Result<ffi::Kernel> {
-        let kernel = self.library.find(entry.name).ok_or_else(|| {
+        self.used.borrow_mut().insert(entry.name);
+        let stand_in = self.stand_ins.borrow().get(entry.name).cloned();
+        let kernel = self.library.find(stand_in.as_deref().unwrap_or(entry.name)).ok_or_else(|| {
             Error::Failed(format!(
                 "the simulator has no kernel {}: this build's table and its kernels differ",
                 entry.name

@@ -9,6 +9,7 @@
 //! ```
 
 pub mod cpu;
+pub mod gpu;
 pub mod reference;
 
 use bytemuck::{Pod, Zeroable};

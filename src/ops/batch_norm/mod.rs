@@ -28,6 +28,7 @@
 //! [`conv::Output::stats`]: super::conv::Output::stats
 
 pub mod cpu;
+pub mod gpu;
 pub mod reference;
 
 use bytemuck::{Pod, Zeroable};

@@ -20,6 +20,8 @@
 //! Gradients: `dw`, `dw_res`, `db` accumulate; `border_sums` and activations are overwritten.
 
 pub mod cpu;
+mod gpu;
+mod lengths;
 pub mod reference;
 
 use bytemuck::{Pod, Zeroable};

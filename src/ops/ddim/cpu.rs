@@ -4,7 +4,8 @@ use super::{DdimDims, DdimStep};
 use crate::device::cpu::Cpu;
 use crate::error::Result;
 use crate::ops::expect_len;
-use crate::ops::loss::cpu::{check_codes, split};
+use crate::ops::loss::check_codes;
+use crate::ops::loss::cpu::split;
 
 const OP: &str = "ddim_step";
 

@@ -8,6 +8,7 @@
 //! `pred_image` is written out where asked (the last step returns it). No backward: sampling is not trained through.
 
 pub mod cpu;
+pub mod gpu;
 pub mod reference;
 
 use bytemuck::{Pod, Zeroable};

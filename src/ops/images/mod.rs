@@ -1,6 +1,7 @@
 //! Pixels to normalised floats and back: x = (byte / 255 - `mean[c]`) / `std[c]`, and byte / 255 = clip(x `std[c]` + `mean[c]`, 0, 1).
 
 pub mod cpu;
+pub mod gpu;
 pub mod reference;
 
 use crate::device::Memory;

@@ -1,8 +1,8 @@
 //! The loss on the CPU; an image is a unit of work, its sums are in float64.
 
-use super::{Loss, LossDims, LossInput};
+use super::{Loss, LossDims, LossInput, check_codes};
 use crate::device::cpu::Cpu;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::expect_len;
 
 const OP: &str = "loss";
@@ -15,13 +15,6 @@ pub(crate) fn split(predict: u32, pred: f32, noisy: f32, signal: f32, noise_rate
         1 => ((noisy - signal * pred) / noise_rate, pred),
         _ => (noise_rate * noisy + signal * pred, signal * noisy - noise_rate * pred),
     }
-}
-
-pub(crate) fn check_codes(op: &'static str, predict: u32, loss: u32) -> Result<()> {
-    if predict < 3 && loss < 3 {
-        return Ok(());
-    }
-    Err(Error::Shape { op, what: format!("unknown prediction kind {predict} or loss {loss}") })
 }
 
 impl Loss for Cpu {

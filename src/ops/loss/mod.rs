@@ -14,13 +14,14 @@
 //! Sums are taken per image in a fixed order, in float64, then over images. `dp` is overwritten.
 
 pub mod cpu;
+pub mod gpu;
 pub mod reference;
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::config::{LossKind, Predict};
 use crate::device::Memory;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Extents and kind, by value.
 #[repr(C)]
@@ -55,6 +56,14 @@ pub fn predict_code(predict: Predict) -> u32 {
         Predict::Image => 1,
         Predict::Velocity => 2,
     }
+}
+
+/// Refuses codes that no kernel knows.
+pub(crate) fn check_codes(op: &'static str, predict: u32, loss: u32) -> Result<()> {
+    if predict < 3 && loss < 3 {
+        return Ok(());
+    }
+    Err(Error::Shape { op, what: format!("unknown prediction kind {predict} or loss {loss}") })
 }
 
 /// Operands of the loss, each [N, per image] but `rates` [N, 2].

@@ -4,6 +4,7 @@
 //! are cut into batches. Normal numbers follow NHWC order within an image. No backward: the network's input is not learned.
 
 pub mod cpu;
+pub mod gpu;
 pub mod reference;
 
 use crate::device::Memory;

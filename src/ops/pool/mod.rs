@@ -3,6 +3,7 @@
 //! Backward: `dx[2i+a,2j+b] = dy[i,j] / 4` (+ `add`, the gradient of the tensor's other use). Activations' gradients overwrite.
 
 pub mod cpu;
+pub mod gpu;
 pub mod reference;
 
 use bytemuck::{Pod, Zeroable};

@@ -12,6 +12,7 @@
 //! not learned.
 
 pub mod cpu;
+pub mod gpu;
 pub mod reference;
 
 use bytemuck::{Pod, Zeroable};

@@ -6,6 +6,7 @@
 //! weights 1/4, 3/4, 3/4, 1/4, and the border keeps what the clamp sent to it. Activations' gradients overwrite.
 
 pub mod cpu;
+pub mod gpu;
 pub mod reference;
 
 use crate::device::Memory;

@@ -2,7 +2,7 @@
 
 use super::super::{ConvDims, Epilogue, Operand, Output, Prologue};
 use super::bands::{self, Band, Unit, load_part, store_part};
-use super::{expect, pack, shape_error};
+use super::{expect, pack};
 use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::simd::{Kernel, Simd, dispatch};
 use crate::device::cpu::{Cpu, Isa};
@@ -42,7 +42,6 @@ pub(super) fn forward<'a>(
     out: Output<'_, Cpu>,
 ) -> Result<()> {
     let (k, k0, pixels) = (d.k as usize, out.k0, d.pixels());
-    check_epilogue(d, &epilogue, k0)?;
     let y1: &mut [f32] = out.y1.unwrap_or_default();
     expect("y0", out.y0.len(), pixels * k0)?;
     expect("y1", y1.len(), pixels * (k - k0))?;
@@ -96,34 +95,6 @@ pub(super) fn take<'a>(rest: &mut &'a mut [f32], n: usize) -> &'a mut [f32] {
     let (head, tail) = std::mem::take(rest).split_at_mut(n);
     *rest = tail;
     head
-}
-
-fn check_epilogue(d: &ConvDims, e: &Epilogue<'_, Cpu>, k0: usize) -> Result<()> {
-    let (k, pixels) = (d.k as usize, d.pixels());
-    if k0 == 0 || k0 > k {
-        return shape_error(format!("k0 is {k0}, the convolution has {k} output channels"));
-    }
-    for (name, view, want) in [
-        ("bias", e.bias, k),
-        ("bias_res", e.bias_res, k),
-        ("silu_grad", e.silu_grad, pixels * k),
-        ("add0", e.add0, pixels * k0),
-        ("add1", e.add1, pixels * (k - k0)),
-    ] {
-        if let Some(view) = view {
-            expect(name, view.len(), want)?;
-        }
-    }
-    if let Some((v, a, b)) = &e.affine {
-        if v.x1_constant {
-            return shape_error("a constant second tensor cannot stand in the epilogue".into());
-        }
-        expect("epilogue v0", v.x0.len(), pixels * k0)?;
-        expect("epilogue v1", v.x1.map_or(0, <[f32]>::len), pixels * (k - k0))?;
-        expect("epilogue a", a.len(), k)?;
-        expect("epilogue b", b.len(), k)?;
-    }
-    Ok(())
 }
 
 /// Chan's merge of (mean, sum of squared deviations) over the bands of each image, in order (Chan, Golub, LeVeque 1979).

@@ -12,41 +12,13 @@ mod forward;
 mod pack;
 mod wgrad;
 
+use super::lengths::{check_epilogue, check_filter, check_input, expect, shape_error};
 use super::{Conv, ConvDims, Direction, Epilogue, Filter, Operand, Output, Prologue, WeightGradients};
 use crate::device::cpu::Cpu;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
-fn shape_error<T>(what: String) -> Result<T> {
-    Err(Error::Shape { op: "conv", what })
-}
-
-fn expect(name: &str, got: usize, want: usize) -> Result<()> {
-    crate::ops::expect_len("conv", name, got, want)
-}
-
-fn check_operand(name: &str, d: &ConvDims, x: &Operand<'_, Cpu>, c0: usize, c1: usize) -> Result<()> {
-    expect(&format!("{name}.x0"), x.x0.len(), d.pixels() * c0)?;
-    let per = if x.x1_constant { d.n as usize } else { d.pixels() };
-    expect(&format!("{name}.x1"), x.x1.map_or(0, <[f32]>::len), per * c1)
-}
-
-fn check_input(
-    d: &ConvDims,
-    input: &Operand<'_, Cpu>,
-    prologue: &Prologue<'_, Cpu>,
-    residual: Option<&Operand<'_, Cpu>>,
-) -> Result<()> {
-    d.validate()?;
-    check_operand("input", d, input, d.c0 as usize, d.c1 as usize)?;
-    if let Some((scale, shift)) = prologue.affine {
-        expect("scale", scale.len(), d.c())?;
-        expect("shift", shift.len(), d.c())?;
-    }
-    match residual {
-        Some(r) => check_operand("residual", d, r, d.r0 as usize, d.r1 as usize),
-        None if d.r() == 0 => Ok(()),
-        None => shape_error(format!("no residual given, {} channels expected", d.r())),
-    }
+fn len(view: &&[f32]) -> usize {
+    view.len()
 }
 
 impl Conv for Cpu {
@@ -61,8 +33,10 @@ impl Conv for Cpu {
         filter: Filter<'_, Self>,
         packed: &mut [f32],
     ) -> Result<()> {
-        dims.validate()?;
-        pack::pack(self, dims, direction, &filter, packed)
+        check_filter(dims, direction, &filter, len)?;
+        expect("packed", packed.len(), self.conv_packed_len(dims))?;
+        pack::pack(self, dims, direction, &filter, packed);
+        Ok(())
     }
 
     fn conv<'a>(
@@ -75,7 +49,8 @@ impl Conv for Cpu {
         epilogue: Epilogue<'a, Self>,
         out: Output<'_, Self>,
     ) -> Result<()> {
-        check_input(dims, &input, &prologue, residual.as_ref())?;
+        check_input(dims, &input, &prologue, residual.as_ref(), len)?;
+        check_epilogue(dims, &epilogue, out.k0, len)?;
         expect("packed", packed.len(), self.conv_packed_len(dims))?;
         forward::forward(self, dims, input, prologue, residual, packed, epilogue, out)
     }
@@ -89,7 +64,7 @@ impl Conv for Cpu {
         dy: &'a [f32],
         out: WeightGradients<'_, Self>,
     ) -> Result<()> {
-        check_input(dims, &input, &prologue, residual.as_ref())?;
+        check_input(dims, &input, &prologue, residual.as_ref(), len)?;
         wgrad::wgrad(self, dims, input, prologue, residual, dy, out)
     }
 }

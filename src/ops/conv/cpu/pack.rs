@@ -2,9 +2,7 @@
 //! residual channel; each row holds the tile's output channels, zeros beyond the last.
 
 use super::super::{ConvDims, Direction, Filter};
-use super::shape_error;
 use crate::device::cpu::Cpu;
-use crate::error::Result;
 
 /// Vectors of the tile that starts at channel `k0`: two, or one in a last tile where that is enough.
 #[inline(always)]
@@ -27,42 +25,15 @@ pub(super) fn rows(d: &ConvDims) -> usize {
     d.taps() * d.c() + d.r()
 }
 
-/// Packs `filter` for `d`; see [`super::super::Conv::conv_pack`].
-pub(super) fn pack(
-    cpu: &Cpu,
-    d: &ConvDims,
-    direction: Direction,
-    filter: &Filter<'_, Cpu>,
-    packed: &mut [f32],
-) -> Result<()> {
+/// Packs `filter` for `d`, lengths checked; see [`super::super::Conv::conv_pack`].
+pub(super) fn pack(cpu: &Cpu, d: &ConvDims, direction: Direction, filter: &Filter<'_, Cpu>, packed: &mut [f32]) {
     let lanes = cpu.isa().lanes();
-    let (taps, c, k, r) = (d.taps(), d.c(), d.k as usize, d.r());
-    // In the filter's own terms: [T, fc, fk].
+    let (taps, c, k) = (d.taps(), d.c(), d.k as usize);
+    // Channels of the filter in its own terms: [T, fc, fk].
     let (fc, fk) = match direction {
         Direction::Forward => (c, k),
         Direction::Dgrad => (filter.forward_c, c),
     };
-    let want_res = if r == 0 {
-        0
-    } else if direction == Direction::Forward {
-        r * k
-    } else {
-        fc * fk
-    };
-    let got_res = filter.w_res.map_or(0, <[f32]>::len);
-    if filter.forward_c != fc || filter.w.len() != taps * fc * fk || got_res != want_res || k > fc.max(k) {
-        return shape_error(format!(
-            "filter of {} (+{got_res} residual) elements, {} (+{want_res}) expected for {direction:?} {d:?}",
-            filter.w.len(),
-            taps * fc * fk
-        ));
-    }
-    if direction == Direction::Dgrad && (k > fc || (r != 0 && r != fk)) {
-        return shape_error(format!("dgrad of {k} channels, residual {r}, from a filter of {fc} to {fk}"));
-    }
-    if filter.scale.is_some_and(|s| s.len() < k) || packed.len() != rows(d) * padded(k, lanes) {
-        return shape_error(format!("packed filter or scale of the wrong length for {d:?}"));
-    }
     let mut jobs = Vec::new();
     let mut rest = packed;
     for (k0, vectors) in tiles(k, lanes) {
@@ -96,5 +67,4 @@ pub(super) fn pack(
             }
         }
     });
-    Ok(())
 }

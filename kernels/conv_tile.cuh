@@ -1,0 +1,257 @@
+// conv_tile.cuh: what the convolution kernels (conv.cu, conv_direct.cu) share: their parameter, the geometry of a tile of pixels,
+// and the way of an operand from global to shared memory.
+//
+// A unit is 16 bytes of channels at one pixel: 8 bfloat16 or 4 float32. A chunk is 4 units. In shared memory a chunk of an operand is
+// [unit][pixel][16 bytes]. The distance between units, in pixels, is 2 modulo 4: eight neighbouring threads, which hold 2 pixels by
+// 4 units, then store to all 32 banks, and so do the eight rows of an 8x8 matrix of ldmatrix, which are neighbouring pixels.
+#pragma once
+#include "ptx.cuh"
+
+static constexpr int CONV_CHUNK_UNITS = 4;    // rust
+static constexpr int CONV_UNIT_BYTES = 16;    // rust
+static constexpr int CONV_PACK_CHANNELS = 32;  // rust
+// Floats behind every row of a tile's results in shared memory: rows then start 8 banks apart.
+static constexpr int CONV_RESULT_PAD = 8;  // rust
+// Partial sums per channel that the statistics keep in shared memory.
+static constexpr int CONV_STAT_SLOTS = 16;  // rust
+
+// Element types by position: T is float or bfloat16, as the kernel's name says. Null: absent.
+struct ConvArgs {
+  const void* x0;          // [n, height, width, c0]
+  const void* x1;          // [n, height, width, c1], or [n, c1] where x1_constant
+  const float* scale;      // [c0 + c1], prologue
+  const float* shift;      // [c0 + c1]
+  const void* res0;        // [n, height, width, r0]
+  const void* res1;        // [n, height, width, r1], or [n, r1] where res1_constant
+  const void* w;           // packed filter, see conv_pack.cu
+  const float* bias;       // [k]
+  const float* bias_res;   // [k]
+  const void* h;           // [n, height, width, k]: times silu'(h)
+  const void* v0;          // [n, height, width, k0]: plus a v + b
+  const void* v1;          // [n, height, width, k - k0]
+  const float* a;          // [k]
+  const float* b;          // [k]
+  const void* add0;        // [n, height, width, k0]
+  const void* add1;        // [n, height, width, k - k0]
+  void* y0;                // [n, height, width, k0]
+  void* y1;                // [n, height, width, k - k0]
+  float* stats;            // [n, tiles_y tiles_x, k, 2]: mean and sum of squared deviations over the part of an image in a tile
+  uint32_t n, height, width;
+  uint32_t c0, c1, r0, r1, k, k0;
+  uint32_t side;           // 1 or 3
+  uint32_t silu;           // prologue
+  uint32_t x1_constant, res1_constant;
+  uint32_t log_rows, log_cols;  // of a tile's part of an image; images per tile follow from the kernel's pixels
+  uint32_t tiles_x, tiles_y;    // tiles of an image
+  uint32_t stages;              // buffers of the pipeline, 1 or 2
+};
+static_assert(sizeof(ConvArgs) == 224, "ConvArgs is mirrored in src/ops/conv/gpu/forward.rs");
+
+// ---------------------------------------------------------------- numbers
+
+template <class T> struct Unit;
+template <> struct Unit<float> {
+  static constexpr int COUNT = 4;
+  static __device__ __forceinline__ void unpack(const uint4& u, float (&f)[4]) {
+    f[0] = __uint_as_float(u.x), f[1] = __uint_as_float(u.y), f[2] = __uint_as_float(u.z), f[3] = __uint_as_float(u.w);
+  }
+  static __device__ __forceinline__ uint4 pack(const float (&f)[4]) {
+    return make_uint4(__float_as_uint(f[0]), __float_as_uint(f[1]), __float_as_uint(f[2]), __float_as_uint(f[3]));
+  }
+};
+template <> struct Unit<__nv_bfloat16> {
+  static constexpr int COUNT = 8;
+  static __device__ __forceinline__ void unpack(const uint4& u, float (&f)[8]) {
+    const uint32_t w[4] = {u.x, u.y, u.z, u.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      f[2 * i] = __uint_as_float(w[i] << 16);
+      f[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
+    }
+  }
+  static __device__ __forceinline__ uint32_t two(float low, float high) {
+    return (uint32_t)__bfloat16_as_ushort(__float2bfloat16(low)) |
+           (uint32_t)__bfloat16_as_ushort(__float2bfloat16(high)) << 16;
+  }
+  static __device__ __forceinline__ uint4 pack(const float (&f)[8]) {
+    return make_uint4(two(f[0], f[1]), two(f[2], f[3]), two(f[4], f[5]), two(f[6], f[7]));
+  }
+};
+
+static __device__ __forceinline__ float to_float(float v) { return v; }
+static __device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
+template <class T> static __device__ __forceinline__ T from_float(float v);
+template <> __device__ __forceinline__ float from_float<float>(float v) { return v; }
+template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) { return __float2bfloat16(v); }
+
+// N consecutive elements as floats: 16-byte loads where `vector`, which asks for an aligned address, else one by one.
+template <int N, class T> static __device__ __forceinline__ void load_elements(const T* p, bool vector, float (&f)[N]) {
+  constexpr int E = Unit<T>::COUNT;
+  if (N % E == 0 && vector) {
+#pragma unroll
+    for (int i = 0; i < N / E; i++) {
+      float part[E];
+      Unit<T>::unpack(__ldg(reinterpret_cast<const uint4*>(p) + i), part);
+#pragma unroll
+      for (int j = 0; j < E; j++) f[i * E + j] = part[j];
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i++) f[i] = to_float(__ldg(p + i));
+  }
+}
+
+// 1 / (1 + exp(-x)), the exponential of the library for float32 activations, the quick one for bfloat16. The quick division errs by
+// 2 units in the last place; where the divisor is beyond 2^126 it gives 0 instead of a number below 2e-38.
+template <class T> static __device__ __forceinline__ float sigmoid(float x) {
+  return __fdividef(1.0f, 1.0f + (sizeof(T) == 2 ? __expf(-x) : expf(-x)));
+}
+template <class T> static __device__ __forceinline__ float silu_of(float x) { return x * sigmoid<T>(x); }
+template <class T> static __device__ __forceinline__ float silu_slope(float x) {
+  const float s = sigmoid<T>(x);
+  return s + x * s * (1.0f - s);
+}
+
+// Nearest tf32 (10 bits of fraction), ties away from zero; the tensor core would cut the low 13 bits off.
+static __device__ __forceinline__ float round_tf32(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  if ((bits & 0x7f800000u) == 0x7f800000u) return x;  // infinite or not a number
+  return __uint_as_float((bits + 0x1000u) & 0xffffe000u);
+}
+
+static __device__ __forceinline__ bool aligned16(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) == 0; }
+
+// ---------------------------------------------------------------- the tile
+
+// Pixels of a block: `images` images by `rows` by `cols`, the first at (image, y, x). A halo of `pad` pixels lies around each image.
+struct Tile {
+  int rows, cols, images;
+  int image, y, x;
+};
+
+template <int M> static __device__ __forceinline__ Tile tile_of(const ConvArgs& a, uint32_t block) {
+  Tile t;
+  t.rows = 1 << a.log_rows;
+  t.cols = 1 << a.log_cols;
+  t.images = M >> (a.log_rows + a.log_cols);
+  t.x = (int)(block % a.tiles_x) * t.cols;
+  block /= a.tiles_x;
+  t.y = (int)(block % a.tiles_y) * t.rows;
+  t.image = (int)(block / a.tiles_y) * t.images;
+  return t;
+}
+
+// For each pixel of the tile with its halo: its index among the pixels of all images, or -1 outside the pictures; and its image.
+template <int THREADS>
+static __device__ __forceinline__ void locate_pixels(const ConvArgs& a, const Tile& t, int pad, int2* where) {
+  const int rows = t.rows + 2 * pad, cols = t.cols + 2 * pad, count = t.images * rows * cols;
+  for (int i = threadIdx.x; i < count; i += THREADS) {
+    const int image = t.image + i / (rows * cols), y = t.y - pad + i / cols % rows, x = t.x - pad + i % cols;
+    const bool inside = image < (int)a.n && y >= 0 && y < (int)a.height && x >= 0 && x < (int)a.width;
+    where[i] = make_int2(inside ? (image * (int)a.height + y) * (int)a.width + x : -1, image);
+  }
+}
+
+// ---------------------------------------------------------------- operands
+
+// One or two tensors that stand for their concatenation along channels, with what happens to them on the way in.
+template <class T> struct Source {
+  const T *x0, *x1;
+  int c0, c1;
+  bool x1_constant;  // [image, c1]
+  bool vector;       // units never straddle two tensors and lie at multiples of 16 bytes
+  const float *scale, *shift;
+  bool silu;
+
+  __device__ Source(const void* x0_, const void* x1_, uint32_t c0_, uint32_t c1_, bool constant, const float* scale_,
+                    const float* shift_, bool silu_)
+      : x0(static_cast<const T*>(x0_)), x1(static_cast<const T*>(x1_)), c0((int)c0_), c1((int)c1_), x1_constant(constant),
+        scale(scale_), shift(shift_), silu(silu_) {
+    constexpr int E = Unit<T>::COUNT;
+    vector = c0 % E == 0 && c1 % E == 0 && aligned16(x0) && aligned16(x1);
+  }
+  __device__ __forceinline__ int channels() const { return c0 + c1; }
+  __device__ __forceinline__ bool changes() const { return scale != nullptr || silu; }
+  // The tensor that holds a channel: element (row, channel) is base[row * stride].
+  __device__ __forceinline__ void tensor_of(int channel, const T*& base, int& stride, bool& by_image) const {
+    const bool first = channel < c0;
+    base = first ? x0 + channel : x1 + (channel - c0);
+    stride = first ? c0 : c1;
+    by_image = !first && x1_constant;
+  }
+  // The prologue of one element.
+  __device__ __forceinline__ float prepared(float v, int channel) const {
+    if (scale) v = fmaf(v, scale[channel], shift[channel]);
+    return silu ? silu_of<T>(v) : v;
+  }
+};
+
+// Brings one chunk of an operand to shared memory: unit threadIdx.x % 4 of the chunk at every fourth pixel of `where`.
+// `first`: the chunk's first channel. `dst`: [unit][pitch][16 bytes]. ROUND: to tf32.
+//
+// With units of 16 bytes this starts asynchronous copies; `finish_chunk`, once they have landed, applies the prologue in place to
+// what this same thread copied, so no barrier stands between the two. Otherwise everything is done here.
+template <class T, bool ROUND, int THREADS>
+static __device__ __forceinline__ void start_chunk(const Source<T>& s, int first, const int2* where, int count,
+                                                   unsigned char* dst, int pitch) {
+  constexpr int E = Unit<T>::COUNT;
+  const int unit = threadIdx.x % CONV_CHUNK_UNITS, channel = first + unit * E;
+  dst += unit * pitch * CONV_UNIT_BYTES;
+  const T* base = s.x0;
+  int stride = 0;
+  bool by_image = false;
+  const bool present = channel < s.channels();
+  if (s.vector) {
+    if (present) s.tensor_of(channel, base, stride, by_image);
+    for (int p = threadIdx.x / CONV_CHUNK_UNITS; p < count; p += THREADS / CONV_CHUNK_UNITS) {
+      const int2 at = where[p];
+      const bool inside = present && at.x >= 0;
+      const size_t row = inside ? (by_image ? at.y : at.x) : 0;
+      cp_async16(smem_addr(dst + p * CONV_UNIT_BYTES), base + row * stride, inside);
+    }
+    return;
+  }
+  for (int p = threadIdx.x / CONV_CHUNK_UNITS; p < count; p += THREADS / CONV_CHUNK_UNITS) {
+    const int2 at = where[p];
+    float f[E];
+#pragma unroll
+    for (int j = 0; j < E; j++) {
+      f[j] = 0.0f;
+      if (at.x >= 0 && channel + j < s.channels()) {
+        s.tensor_of(channel + j, base, stride, by_image);
+        f[j] = s.prepared(to_float(base[(size_t)(by_image ? at.y : at.x) * stride]), channel + j);
+        if (ROUND) f[j] = round_tf32(f[j]);
+      }
+    }
+    *reinterpret_cast<uint4*>(dst + p * CONV_UNIT_BYTES) = Unit<T>::pack(f);
+  }
+}
+
+// The prologue of what `start_chunk` copied. Pixels outside the picture stay 0.
+template <class T, bool ROUND, int THREADS>
+static __device__ __forceinline__ void finish_chunk(const Source<T>& s, int first, const int2* where, int count,
+                                                    unsigned char* dst, int pitch) {
+  constexpr int E = Unit<T>::COUNT;
+  const int unit = threadIdx.x % CONV_CHUNK_UNITS, channel = first + unit * E;
+  if (!s.vector || channel >= s.channels() || !(ROUND || s.changes())) return;
+  dst += unit * pitch * CONV_UNIT_BYTES;
+  float scale[E], shift[E];
+#pragma unroll
+  for (int j = 0; j < E; j++) {
+    scale[j] = s.scale ? __ldg(s.scale + channel + j) : 1.0f;
+    shift[j] = s.scale ? __ldg(s.shift + channel + j) : 0.0f;
+  }
+  for (int p = threadIdx.x / CONV_CHUNK_UNITS; p < count; p += THREADS / CONV_CHUNK_UNITS) {
+    if (where[p].x < 0) continue;
+    uint4* u = reinterpret_cast<uint4*>(dst + p * CONV_UNIT_BYTES);
+    float f[E];
+    Unit<T>::unpack(*u, f);
+#pragma unroll
+    for (int j = 0; j < E; j++) {
+      f[j] = fmaf(f[j], scale[j], shift[j]);
+      if (s.silu) f[j] = silu_of<T>(f[j]);
+      if (ROUND) f[j] = round_tf32(f[j]);
+    }
+    *u = Unit<T>::pack(f);
+  }
+}

@@ -1,0 +1,118 @@
+//! The loss on devices with kernels: launches of `kernels/loss.cu`.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Loss, LossDims, LossInput, check_codes};
+use crate::device::Memory;
+use crate::device::gpu::{DevicePtr, Gpu, GpuSlice, GpuSliceMut, blocks};
+use crate::device::launcher::Launcher;
+use crate::error::Result;
+use crate::kernels;
+use crate::ops::expect_len;
+
+const OP: &str = "loss";
+const THREADS: [u32; 3] = [kernels::LOSS_THREADS, 1, 1];
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct LossArgs {
+    pred: DevicePtr,
+    noisy: DevicePtr,
+    images: DevicePtr,
+    noise: DevicePtr,
+    rates: DevicePtr,
+    dp: DevicePtr,
+    partial: DevicePtr,
+    out: DevicePtr,
+    per_image: u32,
+    images_count: u32,
+    pieces: u32,
+    predict: u32,
+    loss: u32,
+    slope_scale: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct SplitArgs {
+    pred: DevicePtr,
+    noisy: DevicePtr,
+    rates: DevicePtr,
+    pred_noise: DevicePtr,
+    pred_image: DevicePtr,
+    per_image: u32,
+    predict: u32,
+}
+
+impl<L: Launcher> Loss for Gpu<L> {
+    fn loss(
+        &self,
+        dims: &LossDims,
+        input: LossInput<'_, Self>,
+        dp: Option<GpuSliceMut<'_>>,
+        out: GpuSliceMut<'_>,
+    ) -> Result<()> {
+        let (n, per) = (dims.n as usize, dims.per_image as usize);
+        check_codes(OP, dims.predict, dims.loss)?;
+        let LossInput { pred, noisy, images, noise, rates } = input;
+        for (name, view) in [("pred", pred), ("noisy", noisy), ("images", images), ("noise", noise)] {
+            expect_len(OP, name, view.len(), n * per)?;
+        }
+        expect_len(OP, "rates", rates.len(), 2 * n)?;
+        expect_len(OP, "out", out.len(), 3)?;
+        if let Some(dp) = &dp {
+            expect_len(OP, "dp", dp.len(), n * per)?;
+        }
+        let pieces_per_image = blocks(per, kernels::LOSS_PIECE as usize);
+        let pieces = dims.n * pieces_per_image;
+        // Three float64 sums for each piece, in float32 slots.
+        let mut partial = self.alloc(6 * pieces as usize)?;
+        let args = LossArgs {
+            pred: pred.ptr(),
+            noisy: noisy.ptr(),
+            images: images.ptr(),
+            noise: noise.ptr(),
+            rates: rates.ptr(),
+            dp: dp.as_ref().map_or(DevicePtr::NULL, GpuSliceMut::ptr),
+            partial: Self::all_mut(&mut partial).ptr(),
+            out: out.ptr(),
+            per_image: dims.per_image,
+            images_count: dims.n,
+            pieces,
+            predict: dims.predict,
+            loss: dims.loss,
+            slope_scale: 1.0 / (n * per) as f32,
+        };
+        self.launch(&kernels::LOSS_FWD_F32, [pieces_per_image, dims.n, 1], THREADS, 0, &args)?;
+        self.launch(&kernels::LOSS_REDUCE_F32, [1, 1, 1], THREADS, 0, &args)
+    }
+
+    fn split_prediction(
+        &self,
+        dims: &LossDims,
+        pred: GpuSlice<'_>,
+        noisy: GpuSlice<'_>,
+        rates: GpuSlice<'_>,
+        pred_noise: GpuSliceMut<'_>,
+        pred_image: GpuSliceMut<'_>,
+    ) -> Result<()> {
+        let (n, per) = (dims.n as usize, dims.per_image as usize);
+        check_codes(OP, dims.predict, dims.loss)?;
+        expect_len(OP, "pred", pred.len(), n * per)?;
+        expect_len(OP, "noisy", noisy.len(), n * per)?;
+        expect_len(OP, "rates", rates.len(), 2 * n)?;
+        expect_len(OP, "pred_noise", pred_noise.len(), n * per)?;
+        expect_len(OP, "pred_image", pred_image.len(), n * per)?;
+        let args = SplitArgs {
+            pred: pred.ptr(),
+            noisy: noisy.ptr(),
+            rates: rates.ptr(),
+            pred_noise: pred_noise.ptr(),
+            pred_image: pred_image.ptr(),
+            per_image: dims.per_image,
+            predict: dims.predict,
+        };
+        let grid = [blocks(per, 256), dims.n, 1];
+        self.launch(&kernels::LOSS_SPLIT_F32, grid, [256, 1, 1], 0, &args)
+    }
+}

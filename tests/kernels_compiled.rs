@@ -1,0 +1,177 @@
+//! What the GPU compiler said of the kernels, and what it made of them. Needs a build with nvcc, and cuobjdump for the instructions; a
+//! build without says that it skips.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ddim_engine::kernels;
+
+/// Registers of a multiprocessor, on every architecture that is compiled for.
+const REGISTERS: u32 = 65_536;
+
+/// One kernel on one architecture, as ptxas reports it.
+#[derive(Debug)]
+struct Report {
+    kernel: String,
+    arch: String,
+    registers: u32,
+    spilled: u32,
+    stack: u32,
+}
+
+fn number_before(text: &str, unit: &str) -> u32 {
+    let before = text.split(unit).next().unwrap_or("").trim_end();
+    before.rsplit([' ', ',']).next().and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+/// All reports of a log of `nvcc -Xptxas -v`.
+fn reports(log: &str) -> Vec<Report> {
+    let mut found: Vec<Report> = Vec::new();
+    for line in log.lines() {
+        if let Some((_, rest)) = line.split_once("Compiling entry function '") {
+            let mut quoted = rest.split('\'');
+            let (kernel, arch) = (quoted.next().unwrap_or(""), quoted.nth(1).unwrap_or(""));
+            let report = Report { kernel: kernel.into(), arch: arch.into(), registers: 0, spilled: 0, stack: 0 };
+            found.push(report);
+        } else if let Some(last) = found.last_mut() {
+            if line.contains("bytes stack frame") {
+                last.stack = number_before(line, " bytes stack frame");
+                last.spilled = number_before(line, " bytes spill stores") + number_before(line, " bytes spill loads");
+            }
+            if let Some((_, used)) = line.split_once("Used ") {
+                last.registers = number_before(used, " registers");
+            }
+        }
+    }
+    found
+}
+
+fn logs() -> Vec<(PathBuf, String)> {
+    let folder = Path::new(env!("DDIM_PTXAS_LOGS"));
+    let modules: std::collections::BTreeSet<&str> = kernels::ALL.iter().map(|k| k.module).collect();
+    let read = |module: &&str| {
+        let path = folder.join(format!("{module}.ptxas.log"));
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        (path, text)
+    };
+    modules.iter().map(read).collect()
+}
+
+/// The number in `__launch_bounds__(N` of a kernel's definition.
+fn block_threads(kernel: &str) -> Option<u32> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        if entry.path().extension().is_none_or(|e| e != "cu") {
+            continue;
+        }
+        let text = std::fs::read_to_string(entry.path()).unwrap();
+        for definition in text.split("extern \"C\" __global__").skip(1) {
+            let head = definition.split('{').next().unwrap_or("");
+            if head.contains(&format!(" {kernel}(")) {
+                let bounds = head.split_once("__launch_bounds__(")?.1;
+                return bounds.split([',', ')']).next()?.trim().parse().ok();
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn no_kernel_spills_and_every_block_fits() {
+    if let Some(why) = kernels::NO_IMAGES {
+        eprintln!("skipped: no GPU kernels in this build: {why}");
+        return;
+    }
+    let mut seen = BTreeMap::new();
+    for (path, log) in logs() {
+        assert!(!log.contains("C7510") && !log.contains("C7508"), "{}: wgmma or setmaxnreg ignored", path.display());
+        for report in reports(&log) {
+            assert_eq!(report.spilled, 0, "{report:?} spills");
+            assert_eq!(report.stack, 0, "{report:?} has a stack frame");
+            assert!(report.registers > 0, "{report:?}");
+            if let Some(threads) = block_threads(&report.kernel) {
+                assert!(report.registers * threads <= REGISTERS, "{report:?} with {threads} threads");
+            }
+            seen.entry(report.kernel.clone()).or_insert_with(Vec::new).push((report.arch, report.registers));
+        }
+    }
+    for kernel in &kernels::ALL {
+        assert!(seen.contains_key(kernel.name), "ptxas reports nothing of {}", kernel.name);
+    }
+    for (kernel, archs) in &seen {
+        println!("{kernel:<44} registers {archs:?}");
+    }
+}
+
+/// SASS of every kernel of an image, by (architecture, kernel).
+fn disassemble(cuobjdump: &Path, image: &Path) -> BTreeMap<(String, String), String> {
+    let output = Command::new(cuobjdump).arg("-sass").arg(image).output().unwrap();
+    assert!(output.status.success(), "{}: {}", image.display(), String::from_utf8_lossy(&output.stderr));
+    let (mut arch, mut kernel) = (String::new(), None);
+    let mut found: BTreeMap<(String, String), String> = BTreeMap::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        if let Some(name) = line.trim().strip_prefix("arch = ") {
+            (arch, kernel) = (name.into(), None);
+        } else if let Some(name) = line.trim().strip_prefix("Function : ") {
+            kernel = Some(name.to_string());
+        } else if let Some(kernel) = &kernel {
+            let text = found.entry((arch.clone(), kernel.clone())).or_default();
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    found
+}
+
+/// Kernels whose product must run on tensor cores: those of the convolutions, but for packing, merging and the direct ones.
+fn claims_tensor_cores(kernel: &str) -> bool {
+    let other = ["direct", "pack", "merge", "reduce"];
+    kernel.starts_with("conv_") && !other.iter().any(|word| kernel.contains(word))
+}
+
+#[test]
+fn convolutions_use_tensor_cores_and_wide_accesses() {
+    if let Some(why) = kernels::NO_IMAGES {
+        eprintln!("skipped: no GPU kernels in this build: {why}");
+        return;
+    }
+    let Some(cuobjdump) = cuobjdump() else {
+        eprintln!("skipped: cuobjdump was found neither beside nvcc nor on PATH: instructions are not looked at");
+        return;
+    };
+    let mut checked = 0;
+    let images = Path::new(env!("DDIM_PTXAS_LOGS"));
+    let modules: std::collections::BTreeSet<&str> =
+        kernels::ALL.iter().filter(|k| claims_tensor_cores(k.name)).map(|k| k.module).collect();
+    for module in modules {
+        for ((arch, kernel), sass) in disassemble(&cuobjdump, &images.join(format!("{module}.fatbin"))) {
+            if !claims_tensor_cores(&kernel) {
+                continue;
+            }
+            assert!(sass.contains("HMMA") || sass.contains("HGMMA"), "{kernel} on {arch}: no tensor-core instruction");
+            let wide = ["LDG.E.128", "LDGSTS.E.BYPASS.128", "LDG.E.128.CONSTANT"];
+            assert!(wide.iter().any(|w| sass.contains(w)), "{kernel} on {arch}: no 16-byte load from global memory");
+            checked += 1;
+        }
+    }
+    println!("{checked} convolution kernels looked at");
+    assert!(checked > 0);
+}
+
+fn cuobjdump() -> Option<PathBuf> {
+    let beside = option_env!("DDIM_CUDA_BIN").map(|bin| Path::new(bin).join("cuobjdump"));
+    let candidates = beside.into_iter().chain([PathBuf::from("cuobjdump")]);
+    let runs = |c: &PathBuf| Command::new(c).arg("--version").output().is_ok_and(|o| o.status.success());
+    candidates.into_iter().find(runs)
+}
+
+#[test]
+fn the_log_reader_reads() {
+    let log = "ptxas info    : Compiling entry function 'k' for 'sm_80'\nptxas info    : Function properties for k\n    \
+               16 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads\nptxas info    : Used 18 registers, used 1 barriers";
+    let found = reports(log);
+    assert_eq!(found.len(), 1);
+    let r = &found[0];
+    assert_eq!((r.kernel.as_str(), r.arch.as_str(), r.registers, r.spilled, r.stack), ("k", "sm_80", 18, 12, 16));
+}

@@ -1,0 +1,114 @@
+//! All kernels under the simulator's checker: no race, no access out of bounds, no read of what was never written, in whole training
+//! steps, evaluations and sampling loops of small networks with every kind of shape. Every buffer is a block of its own, so that one
+//! element too far is seen.
+
+use std::collections::BTreeSet;
+
+use ddim_engine::config::{Config, Predict};
+use ddim_engine::device::gpu::{Arithmetic, Gpu};
+use ddim_engine::device::sim::Sim;
+use ddim_engine::device::{Memory, ReadBack};
+use ddim_engine::diffusion::normalizer::Normalizer;
+use ddim_engine::diffusion::sampler::Sampler;
+use ddim_engine::kernels;
+use ddim_engine::model::Mode;
+use ddim_engine::ops::noise::{Noise, NoiseKey, step_word};
+use ddim_engine::rng::{Purpose, Stream};
+use ddim_engine::tensor::{Shape, Tensor};
+use ddim_engine::train::state::{Batch, TrainState};
+use ddim_engine::train::stepper::Stepper;
+
+/// The checker, or `None` where this build does not have it.
+fn checker(arithmetic: Arithmetic) -> Option<Gpu<Sim>> {
+    match Sim::checked() {
+        Ok(sim) => {
+            let gpu = Gpu::new(sim, arithmetic);
+            gpu.separate_buffers();
+            Some(gpu)
+        }
+        Err(why) => {
+            eprintln!("skipped: {why}");
+            None
+        }
+    }
+}
+
+/// Networks whose layers meet every way of loading: channels that are whole vectors and such that are not, pictures larger than a tile
+/// and smaller, grey and RGBA.
+fn networks() -> Vec<Config> {
+    let base = Config { batch_size: 2, ema_decay: 0.9, block_depth: 1, ..Config::quick_preset() };
+    vec![
+        Config { image_size: 16, widths: vec![32, 64], embedding_dim: 16, ..base.clone() },
+        Config { image_size: 12, widths: vec![5, 9], embedding_dim: 6, channels: 1, batch_size: 3, ..base.clone() },
+        Config { image_size: 8, widths: vec![24], embedding_dim: 8, channels: 4, predict: Predict::Image, ..base },
+    ]
+}
+
+fn pixels(shape: Shape) -> Vec<u8> {
+    let mut words = Stream::new(3, Purpose::Picture, 0, 0).reader();
+    (0..shape.len()).map(|_| words.word() as u8).collect()
+}
+
+/// A training step, an evaluation, predictions and a sampling loop.
+fn everything(gpu: &Gpu<Sim>, config: &Config) {
+    let mut state = TrainState::new(gpu, config).unwrap();
+    let mut stepper = Stepper::new(gpu, config.channels, config.seed).unwrap();
+    let shape = Shape::new(config.batch_size, config.image_size, config.image_size, config.channels);
+    let pixels = pixels(shape);
+    let mut normalizer = Normalizer::new(config.channels, 1);
+    normalizer.gather(&pixels);
+    let losses = stepper.step(gpu, &mut state, &normalizer, shape, &pixels).unwrap().wait().unwrap();
+    assert!(losses.iter().all(|l| l.is_finite()), "{losses:?}");
+
+    let mut step = gpu.alloc(1).unwrap();
+    gpu.upload(&[step_word(0)], Gpu::<Sim>::all_mut(&mut step)).unwrap();
+    let step = Gpu::<Sim>::all(&step);
+    let key = NoiseKey { seed: 1, purpose: Purpose::Sample, first_image: 0 };
+    let per_image = shape.h * shape.w * shape.c;
+    let normal = || {
+        let mut tensor = Tensor::new(gpu, shape).unwrap();
+        gpu.fill_normal(key, step, per_image, tensor.view_mut()).unwrap();
+        tensor
+    };
+    let (images, noise) = (normal(), normal());
+    let mut times = gpu.alloc(shape.n).unwrap();
+    gpu.fill_uniform(key, step, Gpu::<Sim>::all_mut(&mut times)).unwrap();
+    let batch = Batch { images: &images, noise: &noise, times: &times };
+    assert!(state.evaluate(gpu, &batch).unwrap().loss.is_finite());
+    state.predict(gpu, Mode::Eval, &batch).unwrap();
+
+    let mut weights = state.sampling_weights(gpu).unwrap();
+    let mut sampler = Sampler::new(gpu, &state.net, &mut weights, &state.diffusion, shape, 2).unwrap();
+    gpu.fill_normal(key, step, per_image, sampler.noise()).unwrap();
+    let mean_std = {
+        let mut buffer = gpu.alloc(2 * shape.c).unwrap();
+        gpu.upload(&normalizer.mean_std(), Gpu::<Sim>::all_mut(&mut buffer)).unwrap();
+        buffer
+    };
+    let drawn = sampler.run(|_, _| Ok(())).unwrap().to_vec(gpu).unwrap();
+    let mut picture = Tensor::from_slice(gpu, shape, &drawn).unwrap();
+    use ddim_engine::ops::images::Images;
+    gpu.denormalize(Gpu::<Sim>::all(&mean_std), picture.view_mut()).unwrap();
+    assert!(picture.to_vec(gpu).unwrap().iter().all(|v| (0.0..=1.0).contains(v)));
+}
+
+fn all_networks(arithmetic: Arithmetic) -> Option<BTreeSet<&'static str>> {
+    let gpu = checker(arithmetic)?;
+    for config in networks() {
+        everything(&gpu, &config);
+    }
+    Some(gpu.launcher().used())
+}
+
+/// One test, so that what the three runs have used can be put together: no kernel goes unchecked.
+#[test]
+fn every_kernel_is_clean_under_the_checker() {
+    let mut used = BTreeSet::new();
+    for arithmetic in [Arithmetic::Fp32, Arithmetic::Tf32, Arithmetic::Bf16] {
+        let Some(more) = all_networks(arithmetic) else { return };
+        used.extend(more);
+    }
+    let missed: Vec<&str> = kernels::ALL.iter().map(|k| k.name).filter(|name| !used.contains(name)).collect();
+    println!("{} of {} kernels ran under the checker", used.len(), kernels::ALL.len());
+    assert!(missed.is_empty(), "these kernels ran in no checked step: {missed:?}");
+}
