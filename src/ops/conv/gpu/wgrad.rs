@@ -4,9 +4,11 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::super::lengths::{check_input, expect, shape_error};
 use super::super::{ConvDims, Operand, Prologue, WeightGradients};
+use super::{expect_dtype, len, ptr};
 use crate::device::Memory;
-use crate::device::gpu::{Arithmetic, DevicePtr, Dtype, Gpu, GpuSlice};
+use crate::device::gpu::{Arithmetic, DevicePtr, Dtype, Gpu, GpuSlice, GpuSliceMut};
 use crate::device::launcher::Launcher;
 use crate::error::{Error, Result};
 use crate::kernels::{self, KernelEntry};
@@ -260,13 +262,14 @@ fn launch<'a, L: Launcher>(
     }
 
     let groups = 1 << slices.min(REDUCE_GROUPS).ilog2();
+    let result = |view: Option<GpuSliceMut<'_>>| view.map_or(DevicePtr::NULL, |view| view.ptr());
     let args = ReduceArgs {
         partial: partial.ptr,
         dw: out.dw.ptr(),
-        dw_res: out.dw_res.map_or(DevicePtr::NULL, |v| v.ptr()),
-        db: out.db.map_or(DevicePtr::NULL, |v| v.ptr()),
-        db_res: out.db_res.map_or(DevicePtr::NULL, |v| v.ptr()),
-        border_sums: out.border_sums.map_or(DevicePtr::NULL, |v| v.ptr()),
+        dw_res: result(out.dw_res),
+        db: result(out.db),
+        db_res: result(out.db_res),
+        border_sums: result(out.border_sums),
         slices: slices as u32,
         stride: stride as u32,
         main: main as u32,
@@ -307,12 +310,12 @@ fn launch_product<L: Launcher>(
             | flag(x1.dtype() == Dtype::F32, kernels::WGRAD_X1_F32)
             | flag(vectors(x1, &[c0, c1]), kernels::WGRAD_X1_VECTORS);
     }
-    let (scale, shift) = prologue.affine.map_or((DevicePtr::NULL, DevicePtr::NULL), |(a, b)| (a.ptr(), b.ptr()));
+    let (scale, shift) = prologue.affine.unzip();
     let args = ProductArgs {
         x0: input.x0.ptr(),
-        x1: input.x1.map_or(DevicePtr::NULL, |x1| x1.ptr()),
-        scale,
-        shift,
+        x1: ptr(input.x1),
+        scale: ptr(scale),
+        shift: ptr(shift),
         dy: dy.ptr(),
         partial: partial.ptr.offset(first * 4),
         partial_sums: partial.ptr.offset(partial.sums * 4),
@@ -345,28 +348,16 @@ fn check<L: Launcher>(
     dy: GpuSlice<'_>,
     out: &WeightGradients<'_, Gpu<L>>,
 ) -> Result<()> {
-    let refuse = |what: String| Err(Error::Shape { op: "conv_wgrad", what });
-    let expect = |name: &str, got: usize, want: usize| crate::ops::expect_len("conv_wgrad", name, got, want);
-    d.validate()?;
+    check_input(d, input, prologue, residual, len)?;
     let (k, taps, pixels) = (d.k as usize, d.taps(), d.pixels());
     let largest = pixels.max((taps * d.c() + d.r() + taps) * k);
     if i32::try_from(largest).is_err() {
-        return refuse(format!("too large for 32-bit indices: {d:?}"));
+        return shape_error(format!("too large for 32-bit indices: {d:?}"));
     }
-    let operand = |name: &str, x: &Operand<'_, Gpu<L>>, c0: u32, c1: u32| {
-        expect(&format!("{name}.x0"), x.x0.len(), pixels * c0 as usize)?;
-        let per = if x.x1_constant { d.n as usize } else { pixels };
-        expect(&format!("{name}.x1"), x.x1.map_or(0, |x1| x1.len()), per * c1 as usize)
-    };
-    operand("input", input, d.c0, d.c1)?;
     if residual.is_some() != (d.r() > 0) || out.dw_res.is_some() != (d.r() > 0) {
-        return refuse(format!("the residual and `dw_res` belong to {} residual channels", d.r()));
-    }
-    if let Some(residual) = residual {
-        operand("residual", residual, d.r0, d.r1)?;
+        return shape_error(format!("the residual and `dw_res` belong to {} residual channels", d.r()));
     }
     expect("dy", dy.len(), pixels * k)?;
-    let affine = prologue.affine.iter().flat_map(|(scale, shift)| [("scale", *scale, d.c()), ("shift", *shift, d.c())]);
     let views = [
         ("dw", Some(&out.dw), taps * d.c() * k),
         ("dw_res", out.dw_res.as_ref(), d.r() * k),
@@ -374,19 +365,20 @@ fn check<L: Launcher>(
         ("db_res", out.db_res.as_ref(), k),
         ("border_sums", out.border_sums.as_ref(), taps * k),
     ];
-    let results = views.into_iter().filter_map(|(name, view, want)| Some((name, view?.shared(), want)));
-    for (name, view, want) in affine.chain(results) {
-        expect(name, view.len(), want)?;
-        if view.dtype() != Dtype::F32 {
-            return refuse(format!("`{name}` is {:?}, F32 expected", view.dtype()));
+    for (name, view, want) in views {
+        if let Some(view) = view {
+            expect(name, view.len(), want)?;
+            expect_dtype(name, &[Some(view.shared())], Dtype::F32)?;
         }
     }
-    Ok(())
+    let (scale, shift) = prologue.affine.unzip();
+    expect_dtype("scale or shift", &[scale, shift], Dtype::F32)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::gpu::GpuBuffer;
     use crate::device::sim::Sim;
     use crate::ops::conv::reference;
     use crate::rng::{Purpose, Stream};
@@ -410,55 +402,68 @@ mod tests {
         (difference / squares(&mut want.iter().copied())).sqrt()
     }
 
-    /// Every instance, whatever the plans prefer: tiles cut by the picture, more slices than one, channels cut by blocks, and the
-    /// widest tiles.
+    /// Every instance, whatever the plans prefer, with blocks that are full and blocks that are not.
     #[test]
     fn every_instance() {
-        for arithmetic in [Arithmetic::Fp32, Arithmetic::Tf32, Arithmetic::Bf16] {
-            let Ok(sim) = Sim::new() else {
-                eprintln!("SKIPPED: no simulator in this build");
-                return;
-            };
-            let gpu = Gpu::new(sim, arithmetic);
-            gpu.poison_new_buffers();
-            let tolerance = [2e-6, 1e-3, 5e-3][arithmetic as usize];
-            for (side, [n, h, w]) in [(1, [3, 9, 18]), (3, [3, 9, 18]), (3, [5, 7, 8])] {
+        for (side, hw) in [(1, [9, 18]), (3, [9, 18]), (3, [7, 8])] {
+            let d = ConvDims { n: 3, h: hw[0], w: hw[1], c0: 64, c1: 8, r0: 0, r1: 0, k: 72, side };
+            let operands = [d.pixels() * 64, d.pixels() * 8, 72, 72, d.pixels() * 72];
+            let operands = [0, 1, 2, 3, 4].map(|i| normal(i as u64, operands[i]));
+            let wide = |values: &Vec<f32>| values.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
+            let [x0, x1, scale, shift, dy] = operands.each_ref().map(wide);
+            let input = reference::Operand { x0: &x0, x1: Some(&x1), x1_constant: false };
+            let prologue = reference::Prologue { affine: Some((&scale, &shift)), silu: true };
+            let want = reference::wgrad(&d, input, prologue, None, &dy);
+            for (arithmetic, tolerance) in
+                [(Arithmetic::Fp32, 2e-6), (Arithmetic::Tf32, 1e-3), (Arithmetic::Bf16, 6e-3)]
+            {
+                let Ok(sim) = Sim::new() else {
+                    eprintln!("SKIPPED: no simulator in this build");
+                    return;
+                };
+                let gpu = Gpu::new(sim, arithmetic);
+                gpu.poison_new_buffers();
                 for instance in instances(arithmetic, side) {
-                    let d = ConvDims { n, h, w, c0: 64, c1: 8, r0: 0, r1: 0, k: 72, side };
-                    let (x0, x1) = (normal(0, d.pixels() * 64), normal(1, d.pixels() * 8));
-                    let (scale, shift) = (normal(2, 72), normal(3, 72));
-                    let dy = normal(4, d.pixels() * 72);
-                    let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
-                    let (tx0, tx1, tdy) = (wide(&x0), wide(&x1), wide(&dy));
-                    let input = reference::Operand { x0: &tx0, x1: Some(&tx1), x1_constant: false };
-                    let (tscale, tshift) = (wide(&scale), wide(&shift));
-                    let prologue = reference::Prologue { affine: Some((&tscale, &tshift)), silu: true };
-                    let want = reference::wgrad(&d, input, prologue, None, &tdy);
-
-                    let [x0, x1, dy] = [&x0, &x1, &dy].map(|values| uploaded(&gpu, values, true));
-                    let [scale, shift] = [&scale, &shift].map(|values| uploaded(&gpu, values, false));
-                    let mut dw = uploaded(&gpu, &vec![0.0; want.dw.len()], false);
-                    let mut border = gpu.alloc(want.border_sums.len()).unwrap();
-                    let all = Gpu::<Sim>::all;
-                    let out = WeightGradients {
-                        dw: Gpu::<Sim>::all_mut(&mut dw),
-                        dw_res: None,
-                        db: None,
-                        db_res: None,
-                        border_sums: Some(Gpu::<Sim>::all_mut(&mut border)),
-                    };
-                    let input = Operand { x0: all(&x0), x1: Some(all(&x1)), x1_constant: false };
-                    let prologue = Prologue { affine: Some((all(&scale), all(&shift))), silu: true };
-                    let only = std::slice::from_ref(instance);
-                    launch(&gpu, &d, [only, only], input, prologue, None, all(&dy), out).unwrap();
-                    for (what, buffer, want) in [("dw", &dw, &want.dw), ("sums", &border, &want.border_sums)] {
-                        let mut got = vec![0.0; want.len()];
-                        gpu.download(all(buffer), &mut got).unwrap();
+                    let (dw, border_sums) = run(&gpu, &d, instance, &operands);
+                    for (what, got, want) in [("dw", dw, &want.dw), ("sums", border_sums, &want.border_sums)] {
                         let error = relative_error(&got, want);
                         assert!(error < tolerance, "{what} of {}: {error:.2e}", instance.kernel.name);
                     }
                 }
             }
         }
+    }
+
+    /// dw and border sums by one instance. Operands: x0, x1, scale, shift, dy.
+    fn run(
+        gpu: &Gpu<Sim>,
+        d: &ConvDims,
+        instance: &'static Instance,
+        operands: &[Vec<f32>; 5],
+    ) -> (Vec<f32>, Vec<f32>) {
+        let all = Gpu::<Sim>::all;
+        let [x0, x1, scale, shift, dy] = operands;
+        let [x0, x1, dy] = [x0, x1, dy].map(|values| uploaded(gpu, values, true));
+        let [scale, shift] = [scale, shift].map(|values| uploaded(gpu, values, false));
+        let k = d.k as usize;
+        let mut dw = uploaded(gpu, &vec![0.0; d.taps() * d.c() * k], false);
+        let mut border_sums = gpu.alloc(d.taps() * k).unwrap();
+        let out = WeightGradients {
+            dw: Gpu::<Sim>::all_mut(&mut dw),
+            dw_res: None,
+            db: None,
+            db_res: None,
+            border_sums: Some(Gpu::<Sim>::all_mut(&mut border_sums)),
+        };
+        let input = Operand { x0: all(&x0), x1: Some(all(&x1)), x1_constant: false };
+        let prologue = Prologue { affine: Some((all(&scale), all(&shift))), silu: true };
+        let only = std::slice::from_ref(instance);
+        launch(gpu, d, [only, only], input, prologue, None, all(&dy), out).unwrap();
+        let read = |buffer: &GpuBuffer<Sim>| {
+            let mut values = vec![0.0; Gpu::<Sim>::buffer_len(buffer)];
+            gpu.download(all(buffer), &mut values).unwrap();
+            values
+        };
+        (read(&dw), read(&border_sums))
     }
 }
