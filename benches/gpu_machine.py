@@ -60,16 +60,16 @@ class Runner:
     dry: bool
     used: set[str] = field(default_factory=set)
 
-    def run(self, command: list[Any], limit: float, log: str, watch: bool = False, stdout_only: bool = False,
-            env: dict[str, str] | None = None) -> Done:
+    def run(self, command: list[Any], limit: float, log: str, watch: bool = False, stdout_only: bool = False) -> Done:
         """Runs `command` in the root folder for at most `limit` seconds; all it prints goes to the file `log` of the output folder.
 
         `watch`: nvidia-smi looks at clocks, power and temperature every second meanwhile.
         """
         words = [str(word) for word in command]
+        told = [word.replace(f"{self.root}/", "") for word in words]  # as it can be repeated from the root folder
         if self.dry:
-            print(f"    [{limit:5.0f} s] {shlex.join(words)}")
-            return Done(words, 0, 0.0)
+            print(f"    [{limit:5.0f} s] {shlex.join(told)}")
+            return Done(told, 0, 0.0)
         path = self.unused(log)
         watcher = self.start_watcher(path) if watch else None
         began = time.monotonic()
@@ -79,7 +79,7 @@ class Runner:
             errors = path.with_suffix(".stderr").open("wb") if stdout_only else None
             try:
                 child = subprocess.Popen(words, cwd=self.root, stdin=subprocess.DEVNULL, stdout=sink, stderr=errors or subprocess.STDOUT,
-                                         start_new_session=True, env={**os.environ, **(env or {})})
+                                         start_new_session=True)
             except OSError as error:
                 why = f"cannot start {words[0]}: {error.strerror}"
             else:
@@ -91,13 +91,14 @@ class Runner:
                     if child.poll() is None:  # out of time, or interrupted
                         stop(child)
             finally:
+                watched = finish_watcher(watcher)
                 if errors:
                     errors.close()
         seconds = time.monotonic() - began
         if code:
             why = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
         output = path.read_text(errors="replace")
-        return Done(words, code, seconds, output, why, finish_watcher(watcher))
+        return Done(told, code, seconds, output, why, watched)
 
     def unused(self, log: str) -> Path:
         """The path of a log that no earlier command of this run has written."""

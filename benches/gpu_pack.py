@@ -33,7 +33,7 @@ class Unusable(Exception):
 def build(root: Path) -> tuple[Path, list[Path]]:
     """Builds with cargo: the engine and the test programs with cases for GPUs, in the order in which they run."""
     if not shutil.which("cargo"):
-        raise Unusable("cargo was not found: install Rust, or make a folder with `benches/gpu.sh --pack DIR` elsewhere and name it by --bin")
+        raise Unusable("cargo was not found: install Rust, or fill a folder with `benches/gpu.sh --pack DIR` elsewhere; then --bin DIR")
     if not (root / "Cargo.toml").exists():
         raise Unusable(f"{root} is no ddim-engine repository: name the folder of programs by --bin")
     print("builds with cargo (minutes the first time)", flush=True)
@@ -138,7 +138,7 @@ def restore_paths(folder: Path, fixtures: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 if path.is_symlink():
                     path.unlink()
-                elif path.name == "tmp":
+                elif str(path) == about.get("temporary"):
                     shutil.rmtree(path)
                 else:
                     path.rmdir()

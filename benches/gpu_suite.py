@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
+import os
 import re
 import shlex
 import shutil
@@ -45,7 +47,7 @@ class Suite:
     def write(self, name: str, value: Any) -> str:
         """A JSON file of the output folder; its name is returned."""
         if not self.runner.dry:
-            (self.runner.out / name).write_text(json.dumps(value, indent=1) + "\n")
+            write_json(self.runner.out / name, value)
         return name
 
     def bench(self, precision: str, repeat: int) -> list[Any]:
@@ -126,7 +128,7 @@ def step_check(suite: Suite) -> Outcome:
             wrong.append(f"two runs in {precision} differ")
         for number in (1, 2):
             shutil.rmtree(suite.runner.out / "logs" / f"repeat-{precision}-{number}", ignore_errors=True)
-    text = "; wrong: ".join([f"{len(suite.fixtures)} files in {', '.join(PRECISIONS)}; runs repeated", *([", ".join(wrong)] if wrong else [])])
+    text = f"{len(suite.fixtures)} files in {', '.join(PRECISIONS)}; runs repeated" + (f"; wrong: {', '.join(wrong)}" if wrong else "")
     return not wrong, text, {"file": suite.write("check.json", report)}
 
 
@@ -263,12 +265,25 @@ def step_train(suite: Suite) -> Outcome:
     metrics = run / "metrics.jsonl"
     losses = last_losses(metrics.read_text()) if metrics.exists() else {}
     good = done.ok and drawn is not None and drawn.ok
-    report = {"data": source, "steps": steps, "train": done.record(), "sample": drawn.record() if drawn else None, **losses,
+    report = {"data": source, "steps": steps, "train": done.record(), "sample": drawn.record() if drawn else None, "last": losses,
               "summary": read_json(run / "summary.json")}
     text = f"{steps} steps on {source} in {done.seconds:.0f} s" + "".join(
         f", {name} noise_loss {row['noise_loss']:.4f}" for name, row in losses.items() if "noise_loss" in row)
     text += f"; {done.why or (drawn.why if drawn else '')}" if not good else ""
-    return good, text, {"file": suite.write("train.json", report), **losses}
+    return good, text, {"file": suite.write("train.json", report), "last": losses}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """As JSON, which has no NaN and no infinity: null stands for them."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(part) for key, part in value.items()}
+        if isinstance(value, list):
+            return [finite(part) for part in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    path.write_text(json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -365,6 +380,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Runs what was asked for."""
     args, root = parse(), HERE.parent
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # device 0 is then the one that nvidia-smi calls 0
     try:
         if args.pack:
             return make_pack(root, args.pack)
@@ -381,14 +397,16 @@ def main() -> int:
     runner = Runner(out, root, args.dry_run)
     suite = Suite(args, runner, engine, tests, sorted(fixtures.glob("*.safetensors")))
     print(f"{'would write' if args.dry_run else 'writes'} {out}")
-    rows: list[dict[str, Any]] = []
     if args.dry_run:
-        for name in args.steps:
-            rows.append(run_step(suite, name))
-        return int(any(row["status"] == "failed" for row in rows))
+        return int(any([run_step(suite, name)["status"] == "failed" for name in args.steps]))
     out.mkdir(parents=True, exist_ok=True)
+    packed = read_json(engine.parent / PACK_FILE) or {}
+    git = packed.get("git") or git_state(root)
+    # Steps that an earlier run of the same commit has left in this folder stay in the summary.
+    earlier = read_json(out / "summary.json") or {}
+    rows: list[dict[str, Any]] = [row for row in earlier.get("steps", []) if earlier.get("git") == git and row["step"] not in args.steps]
     summary: dict[str, Any] = {"format": "ddim-engine-gpu/1", "command": shlex.join(["benches/gpu.sh", *sys.argv[1:]]),
-                               "began": now(), "git": git_state(root), "packed": read_json(engine.parent / PACK_FILE),
+                               "began": now(), "git": git, "packed": bool(packed), "kernels": packed.get("kernels"),
                                "gpu_before": gpu_state(), "quick": args.quick, "steps": rows}
     interrupted = False
     with restore_paths(engine.parent, fixtures):
@@ -400,7 +418,7 @@ def main() -> int:
                 rows.append({"step": name, "status": "failed", "text": "interrupted", "seconds": 0.0})
             # After every step, so that a run that is cut off leaves what it has found.
             ended = {"ended": now(), "gpu_after": gpu_state(), "passed": all(row["status"] != "failed" for row in rows)}
-            (out / "summary.json").write_text(json.dumps(summary | ended, indent=1) + "\n")
+            write_json(out / "summary.json", summary | ended)
             if interrupted:
                 break
     print(f"\n{table(rows)}\n\n{out / 'summary.json'}")

@@ -197,15 +197,27 @@ def describe(result: dict[str, Any], batch: int) -> str:
     return text
 
 
-def measure_all(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Runs every variant asked for, with an engine as engine, PyTorch, engine, `rounds` times. Returns all runs and the comparisons.
+def compare(pairs: dict[str, list[tuple[float, float]]]) -> list[dict[str, Any]]:
+    """Of each variant's medians in seconds, PyTorch's and the engine's, round by round."""
+    rows = []
+    for name, values in pairs.items():
+        ratios = [peer / ours for peer, ours in values]
+        peer, ours = (statistics.median(pair[side] for pair in values) for side in (0, 1))
+        rows.append({"variant": name, "about": VARIANTS[name].about, "engine_precision": VARIANTS[name].precision,
+                     "torch_seconds_median": peer, "engine_seconds_median": ours, "ratio_of_medians": statistics.median(ratios),
+                     "ratios": ratios})
+    return rows
 
-    A variant that fails is told and left out; the rest goes on.
+
+def measure_all(args: argparse.Namespace, save: Callable[[list[dict[str, Any]], list[dict[str, Any]]], None]) -> bool:
+    """Runs every variant asked for, with an engine as engine, PyTorch, engine, `rounds` times. False if one failed.
+
+    `save` gets all runs and comparisons so far after every variant: compiling takes minutes, and who stops it keeps the rest. A
+    variant that fails is told and left out from then on.
     """
     runs: list[dict[str, Any]] = []
-    ratios: dict[str, list[float]] = {}
-    medians: dict[str, list[tuple[float, float]]] = {}
-    failures: dict[str, str] = {}
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    failures: set[str] = set()
 
     def run(what: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         result = what()
@@ -225,26 +237,20 @@ def measure_all(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[di
                 after = run(lambda: run_engine(args, variant.precision)) if args.engine else None
             except ChildFailed as failure:
                 print(f"torch_peer: {name}: {failure}", file=sys.stderr)
-                failures[name] = str(failure)
+                failures.add(name)
+                runs.append({"variant": name, "failed": str(failure)})
+                save(runs, compare(pairs))
                 continue
             if before and after:
                 ours = statistics.mean(run["seconds_per_step_median"] for run in (before, after))
-                ratios.setdefault(name, []).append(peer["seconds_per_step_median"] / ours)
-                medians.setdefault(name, []).append((peer["seconds_per_step_median"], ours))
-
-    comparisons = []
-    for name, values in ratios.items():
-        peer, ours = (statistics.median(pair[side] for pair in medians[name]) for side in (0, 1))
-        comparisons.append({"variant": name, "about": VARIANTS[name].about, "engine_precision": VARIANTS[name].precision,
-                            "torch_seconds_median": peer, "engine_seconds_median": ours,
-                            "ratio_of_medians": statistics.median(values), "ratios": values})
-    if comparisons:
+                pairs.setdefault(name, []).append((peer["seconds_per_step_median"], ours))
+            save(runs, compare(pairs))
+    if pairs:
         print(f"\nbatch {args.batch} at {args.image_size}x{args.image_size}, {args.rounds} rounds of {args.steps} steps; "
               "ratio: PyTorch's median over the mean of the engine's medians before and after (above 1: the engine is faster)\n")
         print("| PyTorch | ms/step | engine | ms/step | ratio: median | all |\n|---|---|---|---|---|---|")
-        for row in comparisons:
+        for row in compare(pairs):
             print(f"| {row['about']} | {1e3 * row['torch_seconds_median']:.3f} | {row['engine_precision']} "
                   f"| {1e3 * row['engine_seconds_median']:.3f} | **{row['ratio_of_medians']:.2f}** "
                   f"| {', '.join(f'{ratio:.2f}' for ratio in row['ratios'])} |")
-    runs += [{"variant": name, "failed": text} for name, text in failures.items()]
-    return runs, comparisons
+    return not failures

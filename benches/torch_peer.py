@@ -459,11 +459,18 @@ def main_on_gpu(args: argparse.Namespace) -> int:
     """Measures the variants of torch_cuda.py; 1 if one failed."""
     import torch_cuda
 
-    runs, comparisons = torch_cuda.measure_all(args)
-    if args.json:
+    text = ""
+
+    def save(runs: list[dict[str, Any]], comparisons: list[dict[str, Any]]) -> None:
+        nonlocal text
         text = json.dumps({"processor": processor(), "comparisons": comparisons, "runs": runs}, indent=1)
-        print(text) if args.json == "-" else Path(args.json).write_text(text + "\n")
-    return int(any("failed" in run for run in runs))
+        if args.json and args.json != "-":
+            Path(args.json).write_text(text + "\n")
+
+    passed = torch_cuda.measure_all(args, save)
+    if args.json == "-":
+        print(text)
+    return int(not passed)
 
 
 def main() -> int:
