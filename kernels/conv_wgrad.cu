@@ -65,8 +65,15 @@ static __device__ __forceinline__ void wgrad_set(float& d, float v) { d = v; }
 static __device__ __forceinline__ void wgrad_set(__nv_bfloat16& d, float v) { d = __float2bfloat16(v); }
 static __device__ __forceinline__ float wgrad_get(float v) { return v; }
 static __device__ __forceinline__ float wgrad_get(__nv_bfloat16 v) { return __bfloat162float(v); }
-static __device__ __forceinline__ float wgrad_silu(float v, float) { return v / (1.0f + expf(-v)); }
-static __device__ __forceinline__ float wgrad_silu(float v, __nv_bfloat16) { return __fdividef(v, 1.0f + __expf(-v)); }
+// v / (1 + exp(-v)). For float32 a Newton step refines the reciprocal, where an exact division would be a function call that costs
+// registers. It needs a finite divisor: below -87 the result is some -1e-35 instead of less.
+static __device__ __forceinline__ float wgrad_silu(float v, float) {
+  const float d = 1.0f + expf(fminf(-v, 87.0f)), r = rcp_approx(d);
+  return v * fmaf(r, fmaf(-d, r, 1.0f), r);
+}
+static __device__ __forceinline__ float wgrad_silu(float v, __nv_bfloat16) {
+  return v * rcp_approx(1.0f + ex2_approx(v * -1.44269504f));  // log2(e)
+}
 
 template <class T> struct __align__(16) WgradVector { T v[16 / sizeof(T)]; };
 
@@ -80,7 +87,7 @@ template <class S> struct WgradBlock {
   uint32_t* place;   // of each pixel: image, row and column in the tile
   uint32_t* halo;    // of each halo pixel likewise
   uint16_t* inside;  // [stages][PIXELS]: bit t says that tap t of the pixel lies inside the picture
-  float* affine;     // [2][CT]: scale, shift
+  float* affine;     // see affine_at
   T* z;              // [stages][halo pixels][PITCH_Z]
   T* dy;             // [stages][PIXELS][PITCH_DY]
   int halo_w, halo_h, halo_pixels, c_first, k_first;
@@ -122,11 +129,11 @@ template <class S> struct WgradBlock {
       const int row = i / halo_w, image = row / halo_h;
       halo[i] = (uint32_t)image << 16 | (uint32_t)(row - image * halo_h) << 8 | (uint32_t)(i - row * halo_w);
     }
-    for (int i = threadIdx.x; i < S::CT; i += S::THREADS) {
+    for (int i = threadIdx.x; a.scale && i < S::CT; i += S::THREADS) {
       const int c = c_first + i;
       const bool live = c < (int)(a.c0 + a.c1);
-      affine[i] = !live ? 0.0f : a.scale ? a.scale[c] : 1.0f;
-      affine[S::CT + i] = live && a.scale ? a.shift[c] : 0.0f;
+      affine_at(0, i) = live ? a.scale[c] : 0.0f;
+      affine_at(1, i) = live ? a.shift[c] : 0.0f;
     }
   }
 
@@ -168,6 +175,7 @@ template <class S> struct WgradBlock {
     if (second ? c < c0 + c1 && (a.flags & WGRAD_X1_VECTORS) : (a.flags & WGRAD_X0_VECTORS) != 0) {
       const T* src = second ? static_cast<const T*>(a.x1) + (c - c0) : static_cast<const T*>(a.x0) + c;
       const size_t pitch = second ? c1 : c0;
+#pragma unroll 2
       for (int i = first; i < halo_pixels; i += PIXELS_AT_ONCE) {
         int image;
         const int p = pixel(at, halo[i], S::HALO, image), row = second && constant ? image : p;
@@ -199,6 +207,7 @@ template <class S> struct WgradBlock {
     dys += v;
     if (a.flags & WGRAD_DY_VECTORS) {
       const T* src = static_cast<const T*>(a.dy);
+#pragma unroll 2
       for (int i = first; i < S::PIXELS; i += PIXELS_AT_ONCE) {
         int image;
         const int p = pixel(at, place[i], 0, image);
@@ -220,18 +229,22 @@ template <class S> struct WgradBlock {
     }
   }
 
-  // The prologue, in place, on what this thread itself copied. Pixels outside the picture stay zero.
-  __device__ __forceinline__ void prologue(const WgradTile& at, int stage) const {
-    if (a.flags & WGRAD_SILU) prologue_of<true>(at, stage);
-    else if (a.scale) prologue_of<false>(at, stage);
+  // Scale (0) or shift (1) of a channel: the same quarter of all vectors side by side, so that a warp reads without conflicts.
+  __device__ __forceinline__ float& affine_at(int which, int c) const {
+    return affine[((which * (S::V / 4) + c % S::V / 4) * (S::CT / S::V) + c / S::V) * 4 + c % 4];
   }
 
-  template <bool SILU> __device__ __forceinline__ void prologue_of(const WgradTile& at, int stage) const {
+  // The prologue, in place, on what this thread itself copied. Pixels outside the picture stay zero.
+  __device__ __forceinline__ void prologue(const WgradTile& at, int stage) const {
+    const bool silu = a.flags & WGRAD_SILU;
+    if (a.scale && silu) prologue_of<true, true>(at, stage);
+    else if (a.scale) prologue_of<true, false>(at, stage);
+    else if (silu) prologue_of<false, true>(at, stage);
+  }
+
+  template <bool AFFINE, bool SILU> __device__ __forceinline__ void prologue_of(const WgradTile& at, int stage) const {
     constexpr int VECTORS = S::CT / S::V, PIXELS_AT_ONCE = S::THREADS / VECTORS;
     const int v = threadIdx.x % VECTORS * S::V;
-    float scale[S::V], shift[S::V];
-#pragma unroll
-    for (int j = 0; j < S::V; j++) scale[j] = affine[v + j], shift[j] = affine[S::CT + v + j];
     T* zs = z + stage * halo_pixels * S::PITCH_Z + v;
 #pragma unroll 1
     for (int i = threadIdx.x / VECTORS; i < halo_pixels; i += PIXELS_AT_ONCE) {
@@ -241,7 +254,8 @@ template <class S> struct WgradBlock {
       Vector values = *here;
 #pragma unroll
       for (int j = 0; j < S::V; j++) {
-        const float value = fmaf(scale[j], wgrad_get(values.v[j]), shift[j]);
+        float value = wgrad_get(values.v[j]);
+        if (AFFINE) value = fmaf(affine_at(0, v + j), value, affine_at(1, v + j));
         wgrad_set(values.v[j], SILU ? wgrad_silu(value, T()) : value);
       }
       *here = values;
@@ -264,16 +278,15 @@ template <class S, class F> static __device__ __forceinline__ void wgrad_for_eac
         for (int r = 0; r < 4; r++) f(t, i, j, r);
 }
 
-// An operand of the tf32 instruction, which drops the low 13 bits. tf32: rounded to the nearest (NaN stays NaN).
-// fp32: the leading part, exact, and the rest.
-template <Product PRODUCT> static __device__ __forceinline__ void wgrad_split(float v, uint32_t& big, uint32_t& small) {
+// The tf32 instruction drops the low 13 bits of its operands. Product::tf32 rounds them to the nearest (NaN stays NaN) ...
+static __device__ __forceinline__ float wgrad_round(float v) {
   const uint32_t bits = __float_as_uint(v);
-  if (PRODUCT == Product::tf32) {
-    big = (bits & 0x7fffffffu) > 0x7f800000u ? bits : bits + 0x1000u;
-  } else {
-    big = bits & 0xffffe000u;
-    small = __float_as_uint(v - __uint_as_float(big));
-  }
+  return (bits & 0x7fffffffu) > 0x7f800000u ? v : __uint_as_float(bits + 0x1000u);
+}
+// ... and Product::fp32 takes the part that is kept, exactly, and the rest.
+static __device__ __forceinline__ void wgrad_split(float v, uint32_t& big, uint32_t& small) {
+  big = __float_as_uint(v) & 0xffffe000u;
+  small = __float_as_uint(v - __uint_as_float(big));
 }
 
 // Where a warp works: column of taps, first channels within the block's, group of pixels.
@@ -363,10 +376,18 @@ static __device__ __forceinline__ void wgrad_ones_bf16(const WgradBlock<S>& b, f
   mma_bf16(ones, fa, fb);
 }
 
-// A fragment in one or two parts (see wgrad_split).
+// A fragment in one or two parts.
 template <int N> struct WgradParts { uint32_t big[N], small[N]; };
 
-template <class S> static __device__ __forceinline__ void wgrad_products(float (&sums)[S::NB][4], const WgradParts<4>& fa, const WgradParts<2> (&fb)[S::NB]) {
+// sums += z dy for one fragment of z: 16 channels over two times 4 pixels, tf32 already rounded.
+template <class S>
+static __device__ __forceinline__ void wgrad_products(float (&sums)[S::NB][4], const float (&z)[4], const WgradParts<2> (&fb)[S::NB]) {
+  WgradParts<4> fa;
+#pragma unroll
+  for (int r = 0; r < 4; r++) {
+    fa.big[r] = __float_as_uint(z[r]);
+    if (S::PRODUCT == Product::fp32) wgrad_split(z[r], fa.big[r], fa.small[r]);
+  }
 #pragma unroll
   for (int j = 0; j < S::NB; j++) {
     if (S::PRODUCT == Product::fp32) {
@@ -384,14 +405,19 @@ static __device__ __forceinline__ void wgrad_load_dy(const WgradBlock<S>& b, Wgr
 #pragma unroll
   for (int j = 0; j < S::NB; j++)
 #pragma unroll
-    for (int half = 0; half < 2; half++) wgrad_split<S::PRODUCT>(at[half * 4 * S::PITCH_DY + j * 8], f[j].big[half], f[j].small[half]);
+    for (int half = 0; half < 2; half++) {
+      const float v = at[half * 4 * S::PITCH_DY + j * 8];
+      if (S::PRODUCT == Product::fp32) wgrad_split(v, f[j].big[half], f[j].small[half]);
+      else f[j].big[half] = __float_as_uint(wgrad_round(v));
+    }
 }
 
-// Fragments of z: 16 channels over two times 4 pixels.
-template <class S>
-static __device__ __forceinline__ void wgrad_load_z(WgradParts<4>& f, const float* left, const float* right) {
+template <class S> static __device__ __forceinline__ void wgrad_load_z(float (&f)[4], const float* left, const float* right) {
 #pragma unroll
-  for (int r = 0; r < 4; r++) wgrad_split<S::PRODUCT>((r >> 1 ? right : left)[(r & 1) * 8], f.big[r], f.small[r]);
+  for (int r = 0; r < 4; r++) {
+    const float v = (r >> 1 ? right : left)[(r & 1) * 8];
+    f[r] = S::PRODUCT == Product::fp32 ? v : wgrad_round(v);
+  }
 }
 
 // sums += z dy over a stage. 3x3: going down two rows of 8 pixels, a row of z serves the taps of the warp's column in turn.
@@ -408,7 +434,7 @@ static __device__ __forceinline__ void wgrad_products_f32(const WgradBlock<S>& b
       const float* at = z + (first + quad) * S::PITCH_Z;
 #pragma unroll
       for (int i = 0; i < S::MB; i++) {
-        WgradParts<4> fa;
+        float fa[4];
         wgrad_load_z<S>(fa, at + i * 16, at + i * 16 + 4 * S::PITCH_Z);
         wgrad_products<S>(sums[0][i], fa, fb);
       }
@@ -419,7 +445,7 @@ static __device__ __forceinline__ void wgrad_products_f32(const WgradBlock<S>& b
       const float* at = z + (stage * b.halo_pixels + warp.tap_column) * S::PITCH_Z;
       const float *left = at + b.corner(block * 16 + quad) * S::PITCH_Z, *right = at + b.corner(block * 16 + 4 + quad) * S::PITCH_Z;
       const int row = b.halo_w * S::PITCH_Z;
-      WgradParts<4> fa[4][S::MB];
+      float fa[4][S::MB][4];
 #pragma unroll
       for (int y = 0; y < 4; y++) {
 #pragma unroll
@@ -437,19 +463,20 @@ static __device__ __forceinline__ void wgrad_products_f32(const WgradBlock<S>& b
 
 template <class S>
 static __device__ __forceinline__ void wgrad_ones_f32(const WgradBlock<S>& b, float (&ones)[4], int stage, int step) {
-  constexpr Product PRODUCT = S::PRODUCT;
   const int lane = threadIdx.x & 31, quad = lane & 3, k = threadIdx.x / 32 * 8, first = stage * S::PIXELS + step * S::KSTEP;
   const uint32_t tap = lane >> 2;
   const float* dys = b.dy + (first + quad) * S::PITCH_DY + k + (lane >> 2);
   uint32_t fb[2], fb_small[2], fa[4];
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    wgrad_split<PRODUCT>(dys[half * 4 * S::PITCH_DY], fb[half], fb_small[half]);
+    const float v = dys[half * 4 * S::PITCH_DY];
+    if (S::PRODUCT == Product::fp32) wgrad_split(v, fb[half], fb_small[half]);
+    else fb[half] = __float_as_uint(wgrad_round(v));
     const uint32_t bits = S::TAPS == 9 ? b.inside[first + half * 4 + quad] : 1;
     fa[2 * half] = (bits >> tap & 1) * 0x3f800000u;
     fa[2 * half + 1] = tap == 0 ? (bits >> 8 & 1) * 0x3f800000u : 0u;
   }
-  if (PRODUCT == Product::fp32) mma_tf32(ones, fa, fb_small);
+  if (S::PRODUCT == Product::fp32) mma_tf32(ones, fa, fb_small);
   mma_tf32(ones, fa, fb);
 }
 
