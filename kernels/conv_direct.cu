@@ -31,7 +31,7 @@ static __device__ __forceinline__ void add_tap(float (&acc)[4], const Source<TI>
 #pragma unroll 1
     for (int c = 0; c < s.channels(); c += E) {
       float z[E];
-      load_elements<E>(c < s.c0 ? s.x0 + (size_t)pixel * s.c0 + c : s.x1 + (size_t)pixel * s.c1 + (c - s.c0), true, z);
+      load_elements<E>(c < s.c0 ? row_of(s.x0 + c, pixel, s.c0) : row_of(s.x1 + (c - s.c0), pixel, s.c1), true, z);
 #pragma unroll
       for (int j = 0; j < E; j++) z[j] = s.prepared(z[j], c + j);
 #pragma unroll
@@ -79,12 +79,15 @@ template <class TI, class TO, class TW> static __device__ __forceinline__ void c
     const int x = tile.x + (p & (tile.cols - 1)), y = tile.y + (p >> a.log_cols & (tile.rows - 1));
     const unsigned char* w = filter + group * 4 * CONV_UNIT_BYTES;
     float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    for (int tap = 0; tap < taps; tap++) {
-      const int dy = tap / side - pad, dx = tap % side - pad;
+#pragma unroll 1
+    for (int tap = 0; tap <= taps; tap++) {  // the last is the residual's
+      const bool main = tap < taps;
+      const int dy = main ? tap / side - pad : 0, dx = main ? tap % side - pad : 0;
       if (y + dy < 0 || y + dy >= (int)a.height || x + dx < 0 || x + dx >= (int)a.width) continue;
-      add_tap<TI, TW>(acc, input, at.x + dy * (int)a.width + dx, at.y, w + tap * TAP_BYTES, (size_t)taps * TAP_BYTES);
+      const Source<TI> source = main ? input : residual;
+      const unsigned char* w_tap = w + (size_t)(main ? tap : main_chunks * taps) * TAP_BYTES;
+      add_tap<TI, TW>(acc, source, at.x + dy * (int)a.width + dx, at.y, w_tap, (size_t)(main ? taps : 1) * TAP_BYTES);
     }
-    add_tap<TI, TW>(acc, residual, at.x, at.y, w + (size_t)main_chunks * taps * TAP_BYTES, TAP_BYTES);
     float* result = results + p * RESULT_PITCH<N> + group * 4;
 #pragma unroll
     for (int k = 0; k < 4; k++) result[k] = acc[k];
@@ -93,10 +96,10 @@ template <class TI, class TO, class TW> static __device__ __forceinline__ void c
   write_tile<TO, M, N, THREADS>(a, tile, where, first_k, results, results + M * RESULT_PITCH<N>);
 }
 
-extern "C" __global__ void __launch_bounds__(128) conv_direct_f32(const __grid_constant__ ConvArgs a) { conv_direct<float, float, float>(a); }
-extern "C" __global__ void __launch_bounds__(128) conv_direct_bf16(const __grid_constant__ ConvArgs a) { conv_direct<__nv_bfloat16, __nv_bfloat16, __nv_bfloat16>(a); }
-extern "C" __global__ void __launch_bounds__(128) conv_direct_f32_to_bf16(const __grid_constant__ ConvArgs a) { conv_direct<float, __nv_bfloat16, __nv_bfloat16>(a); }
-extern "C" __global__ void __launch_bounds__(128) conv_direct_bf16_to_f32(const __grid_constant__ ConvArgs a) { conv_direct<__nv_bfloat16, float, __nv_bfloat16>(a); }
+extern "C" __global__ void __launch_bounds__(128, 6) conv_direct_f32(const __grid_constant__ ConvArgs a) { conv_direct<float, float, float>(a); }
+extern "C" __global__ void __launch_bounds__(128, 6) conv_direct_bf16(const __grid_constant__ ConvArgs a) { conv_direct<__nv_bfloat16, __nv_bfloat16, __nv_bfloat16>(a); }
+extern "C" __global__ void __launch_bounds__(128, 6) conv_direct_f32_to_bf16(const __grid_constant__ ConvArgs a) { conv_direct<float, __nv_bfloat16, __nv_bfloat16>(a); }
+extern "C" __global__ void __launch_bounds__(128, 6) conv_direct_bf16_to_f32(const __grid_constant__ ConvArgs a) { conv_direct<__nv_bfloat16, float, __nv_bfloat16>(a); }
 
 // ---------------------------------------------------------------- statistics
 

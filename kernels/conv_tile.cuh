@@ -50,6 +50,9 @@ static_assert(sizeof(ConvArgs) == 224, "ConvArgs is mirrored in src/ops/conv/gpu
 
 // ---------------------------------------------------------------- numbers
 
+template <int N> static constexpr int LOG2 = 1 + LOG2<N / 2>;
+template <> constexpr int LOG2<1> = 0;
+
 // N consecutive elements as floats: 16-byte loads where `vector`, which asks for an aligned address, else one by one.
 template <int N, class T> static __device__ __forceinline__ void load_elements(const T* p, bool vector, float (&f)[N]) {
   constexpr int E = VECTOR<T>;
@@ -107,15 +110,30 @@ template <int M> static __device__ __forceinline__ Tile tile_of(const ConvArgs& 
   return t;
 }
 
+// Quotients of small numbers by multiplication. The reciprocal, in units of 2^-16, is too large by at most one: i / divisor comes out
+// exact while i * divisor < 2^16. Here a tile and its halo have fewer than 600 pixels, and at most 66 rows or columns.
+struct SmallDivisor {
+  uint32_t divisor, reciprocal;
+  __device__ __forceinline__ explicit SmallDivisor(int d) : divisor((uint32_t)d), reciprocal(65536u / (uint32_t)d + 1) {}
+  __device__ __forceinline__ uint32_t quotient(uint32_t i) const { return i * reciprocal >> 16; }
+};
+
 // For each pixel of the tile with its halo: its index among the pixels of all images, or -1 outside the pictures; and its image.
 template <int THREADS>
 static __device__ __forceinline__ void locate_pixels(const ConvArgs& a, const Tile& t, int pad, int2* where) {
   const int rows = t.rows + 2 * pad, cols = t.cols + 2 * pad, count = t.images * rows * cols;
+  const SmallDivisor by_rows(rows), by_cols(cols);
   for (int i = threadIdx.x; i < count; i += THREADS) {
-    const int image = t.image + i / (rows * cols), y = t.y - pad + i / cols % rows, x = t.x - pad + i % cols;
+    const int row = (int)by_cols.quotient(i), image_in_tile = (int)by_rows.quotient(row);
+    const int image = t.image + image_in_tile, y = t.y - pad + row - image_in_tile * rows, x = t.x - pad + i - row * cols;
     const bool inside = image < (int)a.n && y >= 0 && y < (int)a.height && x >= 0 && x < (int)a.width;
     where[i] = make_int2(inside ? (image * (int)a.height + y) * (int)a.width + x : -1, image);
   }
+}
+
+// Element 0 of a row of `stride` elements.
+template <class T> static __device__ __forceinline__ T* row_of(T* base, int row, int stride) {
+  return base + (uint64_t)(uint32_t)row * (uint32_t)stride;  // one multiplication
 }
 
 // ---------------------------------------------------------------- operands
@@ -142,9 +160,9 @@ template <class T> struct Source {
   __device__ __forceinline__ bool is_constant(int channel) const { return constant && channel >= c0; }
   // The element of a channel at a pixel, and its image.
   __device__ __forceinline__ float element(int channel, int2 at) const {
-    if (channel < c0) return to_float(x0[(size_t)at.x * c0 + channel]);
+    if (channel < c0) return to_float(*row_of(x0 + channel, at.x, c0));
     if (constant) return __ldg(constant + (size_t)at.y * c1 + (channel - c0));
-    return to_float(x1[(size_t)at.x * c1 + (channel - c0)]);
+    return to_float(*row_of(x1 + (channel - c0), at.x, c1));
   }
   // The prologue of one element.
   __device__ __forceinline__ float prepared(float v, int channel) const {
@@ -171,7 +189,7 @@ static __device__ __forceinline__ void start_chunk(const Source<T>& s, int first
     for (int p = threadIdx.x / CONV_CHUNK_UNITS; p < count; p += THREADS / CONV_CHUNK_UNITS) {
       const int2 at = where[p];
       const bool inside = present && at.x >= 0;
-      cp_async16(smem_addr(dst + p * CONV_UNIT_BYTES), base + (inside ? (size_t)at.x * stride : 0), inside);
+      cp_async16(smem_addr(dst + p * CONV_UNIT_BYTES), row_of(base, inside ? at.x : 0, stride), inside);
     }
     return;
   }

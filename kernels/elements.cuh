@@ -22,8 +22,8 @@ static __device__ __forceinline__ void unpack_bf16(uint32_t word, float& first, 
   second = __uint_as_float(word & 0xffff0000u);
 }
 static __device__ __forceinline__ uint32_t pack_bf16(float first, float second) {
-  const uint32_t low = __bfloat16_as_ushort(__float2bfloat16(first)), high = __bfloat16_as_ushort(__float2bfloat16(second));
-  return low | high << 16;
+  const __nv_bfloat162 two = __floats2bfloat162_rn(first, second);  // one instruction; rounding them one by one takes a slow unit
+  return *reinterpret_cast<const uint32_t*>(&two);
 }
 
 static __device__ __forceinline__ void unpack(const uint4& word, float (&v)[4]) {
