@@ -77,6 +77,13 @@ static __device__ __forceinline__ float wgrad_silu(float v, __nv_bfloat16) {
 
 template <class T> struct __align__(16) WgradVector { T v[16 / sizeof(T)]; };
 
+// First of the pixels that a thread copies, where VECTORS threads share a pixel. Eight threads write at once: with four to a pixel
+// they take pixels four apart, whose pitch of 80 bytes puts them into different banks.
+template <int VECTORS> static __device__ __forceinline__ int wgrad_first() {
+  const int i = threadIdx.x / VECTORS;
+  return VECTORS == 4 ? (i & ~7) | (i & 1) << 2 | (i >> 1 & 3) : i;
+}
+
 // A tile's first image, row and column.
 struct WgradTile { int n, y, x; };
 
@@ -168,7 +175,7 @@ template <class S> struct WgradBlock {
 
   __device__ __forceinline__ void issue_z(const WgradTile& at, T* zs) const {
     constexpr int VECTORS = S::CT / S::V, PIXELS_AT_ONCE = S::THREADS / VECTORS;
-    const int v = threadIdx.x % VECTORS * S::V, first = threadIdx.x / VECTORS;
+    const int v = threadIdx.x % VECTORS * S::V, first = wgrad_first<VECTORS>();
     const int c = c_first + v, c0 = a.c0, c1 = a.c1;
     const bool second = c >= c0, constant = a.flags & WGRAD_X1_CONSTANT;
     zs += v;
@@ -203,7 +210,7 @@ template <class S> struct WgradBlock {
 
   __device__ __forceinline__ void issue_dy(const WgradTile& at, T* dys) const {
     constexpr int VECTORS = S::KT / S::V, PIXELS_AT_ONCE = S::THREADS / VECTORS;
-    const int v = threadIdx.x % VECTORS * S::V, first = threadIdx.x / VECTORS, k = k_first + v, k_all = a.k;
+    const int v = threadIdx.x % VECTORS * S::V, first = wgrad_first<VECTORS>(), k = k_first + v, k_all = a.k;
     dys += v;
     if (a.flags & WGRAD_DY_VECTORS) {
       const T* src = static_cast<const T*>(a.dy);
@@ -247,7 +254,7 @@ template <class S> struct WgradBlock {
     const int v = threadIdx.x % VECTORS * S::V;
     T* zs = z + stage * halo_pixels * S::PITCH_Z + v;
 #pragma unroll 1
-    for (int i = threadIdx.x / VECTORS; i < halo_pixels; i += PIXELS_AT_ONCE) {
+    for (int i = wgrad_first<VECTORS>(); i < halo_pixels; i += PIXELS_AT_ONCE) {
       int image;
       if (pixel(at, halo[i], S::HALO, image) < 0) continue;
       Vector* here = reinterpret_cast<Vector*>(zs + i * S::PITCH_Z);
@@ -586,26 +593,26 @@ template <class S> static __device__ __forceinline__ void wgrad_body(const ConvW
 }
 
 struct ConvWgradReduceArgs {
-  const float* partial;        // [slices][stride]: dW, dR, border sums
-  float* dw;                   // [T, C, K], accumulates
-  float* dw_res;               // [R, K], accumulates, or null
-  float* db;                   // [K], accumulates, or null
-  float* db_res;               // [K], accumulates, or null
-  float* border_sums;          // [T, K], overwritten, or null
-  uint32_t slices, stride;
-  uint32_t main, res, sums;    // elements of dW, dR and the border sums
-  uint32_t k, centre;          // channels of a border sum; element of the centre tap's first
+  const float* partial;            // [slices][stride]: dW, border sums
+  const float* partial_res;        // [slices_res][stride_res]: dR; null where there is no residual
+  float* dw;                       // [T, C, K], accumulates
+  float* dw_res;                   // [R, K], accumulates, or null
+  float* db;                       // [K], accumulates, or null
+  float* db_res;                   // [K], accumulates, or null
+  float* border_sums;              // [T, K], overwritten, or null
+  uint32_t slices, stride;         // strides are multiples of 4
+  uint32_t slices_res, stride_res;
+  uint32_t main, sums, res;        // elements of dW, the border sums and dR
+  uint32_t k, centre;              // channels of a border sum; element of the centre tap's first
   uint32_t unused;
 };
-static_assert(sizeof(ConvWgradReduceArgs) == 80, "ConvWgradReduceArgs is mirrored in src/ops/conv/gpu/wgrad.rs");
+static_assert(sizeof(ConvWgradReduceArgs) == 96, "ConvWgradReduceArgs is mirrored in src/ops/conv/gpu/wgrad.rs");
 
 static __device__ __forceinline__ void wgrad_accumulate(const ConvWgradReduceArgs& a, uint32_t e, float v) {
   if (e < a.main) {
     a.dw[e] += v;
-  } else if (e < a.main + a.res) {
-    a.dw_res[e - a.main] += v;
-  } else if (e < a.main + a.res + a.sums) {
-    const uint32_t s = e - a.main - a.res;
+  } else if (e < a.main + a.sums) {
+    const uint32_t s = e - a.main;
     if (a.border_sums) a.border_sums[s] = v;
     if (s >= a.centre && s < a.centre + a.k) {
       if (a.db) a.db[s - a.centre] += v;
@@ -619,20 +626,24 @@ static __device__ __forceinline__ void wgrad_reduce_body(const ConvWgradReduceAr
   extern __shared__ __align__(128) unsigned char smem[];
   float4* parts = reinterpret_cast<float4*>(smem);  // [groups][32]
   const uint32_t groups = blockDim.y, group = threadIdx.y, lane = threadIdx.x;
-  const uint32_t e = (blockIdx.x * 32 + lane) * 4, total = a.main + a.res + a.sums;
+  const uint32_t at = (blockIdx.x * 32 + lane) * 4;
+  const bool res = at >= a.stride;  // dR follows dW and the border sums
+  const uint32_t e = res ? at - a.stride : at, live = res ? a.res : a.main + a.sums;
+  const uint32_t stride = res ? a.stride_res : a.stride, slices = res ? a.slices_res : a.slices;
+  const float* partial = (res ? a.partial_res : a.partial) + e;
   float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-  if (e + 4 <= total) {
+  if (e + 4 <= live) {
 #pragma unroll 4
-    for (uint32_t s = group; s < a.slices; s += groups) {
-      const float4 v = *reinterpret_cast<const float4*>(a.partial + (size_t)s * a.stride + e);
+    for (uint32_t s = group; s < slices; s += groups) {
+      const float4 v = *reinterpret_cast<const float4*>(partial + (size_t)s * stride);
       sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
     }
-  } else {
-    for (uint32_t s = group; s < a.slices; s += groups) {
-      const float* p = a.partial + (size_t)s * a.stride;
-      if (e < total) sum.x += p[e];
-      if (e + 1 < total) sum.y += p[e + 1];
-      if (e + 2 < total) sum.z += p[e + 2];
+  } else if (e < live) {
+    for (uint32_t s = group; s < slices; s += groups) {
+      const float* p = partial + (size_t)s * stride;
+      sum.x += p[0];
+      if (e + 1 < live) sum.y += p[1];
+      if (e + 2 < live) sum.z += p[2];
     }
   }
   parts[group * 32 + lane] = sum;
@@ -642,16 +653,19 @@ static __device__ __forceinline__ void wgrad_reduce_body(const ConvWgradReduceAr
     const float4 v = parts[g * 32 + lane];
     sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
   }
-  if (e + 4 <= a.main && reinterpret_cast<uintptr_t>(a.dw) % 16 == 0) {
-    float4* dst = reinterpret_cast<float4*>(a.dw + e);
-    const float4 v = *dst;
-    *dst = make_float4(v.x + sum.x, v.y + sum.y, v.z + sum.z, v.w + sum.w);
+  float* dst = res ? a.dw_res : a.dw;
+  if (e + 4 <= (res ? a.res : a.main) && reinterpret_cast<uintptr_t>(dst) % 16 == 0) {
+    float4* four = reinterpret_cast<float4*>(dst + e);
+    const float4 v = *four;
+    *four = make_float4(v.x + sum.x, v.y + sum.y, v.z + sum.z, v.w + sum.w);
     return;
   }
-  wgrad_accumulate(a, e, sum.x);
-  wgrad_accumulate(a, e + 1, sum.y);
-  wgrad_accumulate(a, e + 2, sum.z);
-  wgrad_accumulate(a, e + 3, sum.w);
+  const float values[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+  for (uint32_t i = 0; i < 4; i++) {
+    if (!res) wgrad_accumulate(a, e + i, values[i]);
+    else if (e + i < a.res) a.dw_res[e + i] += values[i];
+  }
 }
 
 extern "C" __global__ void __launch_bounds__(384) conv_wgrad_3x3_64x64_bf16(const __grid_constant__ ConvWgradArgs a) {
@@ -668,6 +682,12 @@ extern "C" __global__ void __launch_bounds__(384) conv_wgrad_3x3_32x32_bf16(cons
 }
 extern "C" __global__ void __launch_bounds__(256, 2) conv_wgrad_1x1_64x64_bf16(const __grid_constant__ ConvWgradArgs a) {
   wgrad_body<WgradShape<__nv_bfloat16, Product::bf16, 1, 64, 64, 32, 2>>(a);
+}
+extern "C" __global__ void __launch_bounds__(256, 2) conv_wgrad_1x1_64x32_bf16(const __grid_constant__ ConvWgradArgs a) {
+  wgrad_body<WgradShape<__nv_bfloat16, Product::bf16, 1, 64, 32, 32, 4>>(a);
+}
+extern "C" __global__ void __launch_bounds__(256, 2) conv_wgrad_1x1_32x64_bf16(const __grid_constant__ ConvWgradArgs a) {
+  wgrad_body<WgradShape<__nv_bfloat16, Product::bf16, 1, 32, 64, 32, 4>>(a);
 }
 extern "C" __global__ void __launch_bounds__(256, 2) conv_wgrad_1x1_32x32_bf16(const __grid_constant__ ConvWgradArgs a) {
   wgrad_body<WgradShape<__nv_bfloat16, Product::bf16, 1, 32, 32, 32, 8>>(a);
