@@ -6,7 +6,7 @@
 // map    a thread four neighbouring elements
 // num    float32, as PyTorch's fused optimiser; elementwise, so deterministic
 // cost   36 bytes an element with average, 28 without: the seed's 3.6 M parameters 128 MB, 30 us at 4.3 TB/s
-// ref    src/ops/adam/reference.rs, tests/ops_adam.rs
+// ref    src/ops/adam/reference.rs, tests/ops_adam.rs, tests/gpu_diffusion.rs
 // limit  n below 2^34
 #include <stdint.h>
 

@@ -20,7 +20,7 @@ static_assert(CONV_DIRECT_CHANNELS == CONV_PACK_CHANNELS, "a block reads one pac
 template <class TI, class TW>
 static __device__ __forceinline__ void add_tap(float (&acc)[4], const Source<TI>& s, int pixel, int image, const unsigned char* w,
                                                size_t chunk_bytes) {
-  constexpr int E = Unit<TW>::COUNT;
+  constexpr int E = VECTOR<TW>;
   const TI* base;
   int stride;
   bool by_image;
@@ -41,7 +41,7 @@ static __device__ __forceinline__ void add_tap(float (&acc)[4], const Source<TI>
 #pragma unroll
       for (int k = 0; k < 4; k++) {
         float f[E];
-        Unit<TW>::unpack(__ldg(reinterpret_cast<const uint4*>(row(c)) + k), f);
+        unpack(__ldg(reinterpret_cast<const uint4*>(row(c)) + k), f);
 #pragma unroll
         for (int j = 0; j < E; j++) acc[k] = fmaf(z[j], f[j], acc[k]);
       }
@@ -61,7 +61,7 @@ static __device__ __forceinline__ void add_tap(float (&acc)[4], const Source<TI>
 template <class TI, class TO, class TW> static __device__ __forceinline__ void conv_direct(const ConvArgs& a) {
   extern __shared__ __align__(128) unsigned char smem[];
   constexpr int M = CONV_DIRECT_PIXELS, N = CONV_DIRECT_CHANNELS, THREADS = CONV_DIRECT_THREADS;
-  constexpr int CHUNK = CONV_CHUNK_UNITS * Unit<TW>::COUNT, TAP_BYTES = CONV_CHUNK_UNITS * CONV_PACK_CHANNELS * CONV_UNIT_BYTES;
+  constexpr int CHUNK = CONV_CHUNK_UNITS * VECTOR<TW>, TAP_BYTES = CONV_CHUNK_UNITS * CONV_PACK_CHANNELS * CONV_UNIT_BYTES;
   const int side = (int)a.side, pad = side / 2, taps = side * side;
   const uint32_t channel_tiles = (a.k + N - 1) / N;
   const int first_k = (int)(blockIdx.x % channel_tiles) * N;

@@ -55,9 +55,9 @@ static __device__ __forceinline__ void finish_outputs(const ConvArgs& a, const i
       for (int j = 0; j < V; j++) u[j] += t[j];
     }
     if constexpr (V > 1) {
-      const uint4 packed = Unit<T>::pack(u);
+      const uint4 packed = pack(u);
       __stcg(reinterpret_cast<uint4*>(y + at), packed);
-      Unit<T>::unpack(packed, u);
+      unpack(packed, u);
     } else {
       const T rounded = from_float<T>(u[0]);
       y[at] = rounded;
@@ -124,7 +124,7 @@ static __device__ __forceinline__ void tile_statistics(const ConvArgs& a, const 
 template <class T, int M, int N, int THREADS>
 static __device__ __forceinline__ void write_tile(const ConvArgs& a, const Tile& tile, const int2* where, int first_k,
                                                   float* results, float* sums) {
-  constexpr int V = Unit<T>::COUNT;
+  constexpr int V = VECTOR<T>;
   const bool vector = a.k % V == 0 && a.k0 % V == 0 && aligned16(a.y0) && aligned16(a.y1) && aligned16(a.h) && aligned16(a.v0) &&
                       aligned16(a.v1) && aligned16(a.add0) && aligned16(a.add1);
   if (vector) {

@@ -5,6 +5,7 @@
 // [unit][pixel][16 bytes]. The distance between units, in pixels, is 2 modulo 4: eight neighbouring threads, which hold 2 pixels by
 // 4 units, then store to all 32 banks, and so do the eight rows of an 8x8 matrix of ldmatrix, which are neighbouring pixels.
 #pragma once
+#include "elements.cuh"
 #include "ptx.cuh"
 
 static constexpr int CONV_CHUNK_UNITS = 4;    // rust
@@ -49,49 +50,14 @@ static_assert(sizeof(ConvArgs) == 224, "ConvArgs is mirrored in src/ops/conv/gpu
 
 // ---------------------------------------------------------------- numbers
 
-template <class T> struct Unit;
-template <> struct Unit<float> {
-  static constexpr int COUNT = 4;
-  static __device__ __forceinline__ void unpack(const uint4& u, float (&f)[4]) {
-    f[0] = __uint_as_float(u.x), f[1] = __uint_as_float(u.y), f[2] = __uint_as_float(u.z), f[3] = __uint_as_float(u.w);
-  }
-  static __device__ __forceinline__ uint4 pack(const float (&f)[4]) {
-    return make_uint4(__float_as_uint(f[0]), __float_as_uint(f[1]), __float_as_uint(f[2]), __float_as_uint(f[3]));
-  }
-};
-template <> struct Unit<__nv_bfloat16> {
-  static constexpr int COUNT = 8;
-  static __device__ __forceinline__ void unpack(const uint4& u, float (&f)[8]) {
-    const uint32_t w[4] = {u.x, u.y, u.z, u.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      f[2 * i] = __uint_as_float(w[i] << 16);
-      f[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
-    }
-  }
-  static __device__ __forceinline__ uint32_t two(float low, float high) {
-    return (uint32_t)__bfloat16_as_ushort(__float2bfloat16(low)) |
-           (uint32_t)__bfloat16_as_ushort(__float2bfloat16(high)) << 16;
-  }
-  static __device__ __forceinline__ uint4 pack(const float (&f)[8]) {
-    return make_uint4(two(f[0], f[1]), two(f[2], f[3]), two(f[4], f[5]), two(f[6], f[7]));
-  }
-};
-
-static __device__ __forceinline__ float to_float(float v) { return v; }
-static __device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
-template <class T> static __device__ __forceinline__ T from_float(float v);
-template <> __device__ __forceinline__ float from_float<float>(float v) { return v; }
-template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) { return __float2bfloat16(v); }
-
 // N consecutive elements as floats: 16-byte loads where `vector`, which asks for an aligned address, else one by one.
 template <int N, class T> static __device__ __forceinline__ void load_elements(const T* p, bool vector, float (&f)[N]) {
-  constexpr int E = Unit<T>::COUNT;
+  constexpr int E = VECTOR<T>;
   if (N % E == 0 && vector) {
 #pragma unroll
     for (int i = 0; i < N / E; i++) {
       float part[E];
-      Unit<T>::unpack(__ldg(reinterpret_cast<const uint4*>(p) + i), part);
+      unpack(__ldg(reinterpret_cast<const uint4*>(p) + i), part);
 #pragma unroll
       for (int j = 0; j < E; j++) f[i * E + j] = part[j];
     }
@@ -167,7 +133,7 @@ template <class T> struct Source {
                     const float* shift_, bool silu_)
       : x0(static_cast<const T*>(x0_)), x1(static_cast<const T*>(x1_)), c0((int)c0_), c1((int)c1_), x1_constant(constant),
         scale(scale_), shift(shift_), silu(silu_) {
-    constexpr int E = Unit<T>::COUNT;
+    constexpr int E = VECTOR<T>;
     vector = c0 % E == 0 && c1 % E == 0 && aligned16(x0) && aligned16(x1);
   }
   __device__ __forceinline__ int channels() const { return c0 + c1; }
@@ -194,7 +160,7 @@ template <class T> struct Source {
 template <class T, bool ROUND, int THREADS>
 static __device__ __forceinline__ void start_chunk(const Source<T>& s, int first, const int2* where, int count,
                                                    unsigned char* dst, int pitch) {
-  constexpr int E = Unit<T>::COUNT;
+  constexpr int E = VECTOR<T>;
   const int unit = threadIdx.x % CONV_CHUNK_UNITS, channel = first + unit * E;
   dst += unit * pitch * CONV_UNIT_BYTES;
   const T* base = s.x0;
@@ -213,17 +179,17 @@ static __device__ __forceinline__ void start_chunk(const Source<T>& s, int first
   }
   for (int p = threadIdx.x / CONV_CHUNK_UNITS; p < count; p += THREADS / CONV_CHUNK_UNITS) {
     const int2 at = where[p];
-    float f[E];
-#pragma unroll
+    T* out = reinterpret_cast<T*>(dst + p * CONV_UNIT_BYTES);
+#pragma unroll 1
     for (int j = 0; j < E; j++) {
-      f[j] = 0.0f;
+      float v = 0.0f;
       if (at.x >= 0 && channel + j < s.channels()) {
         s.tensor_of(channel + j, base, stride, by_image);
-        f[j] = s.prepared(to_float(base[(size_t)(by_image ? at.y : at.x) * stride]), channel + j);
-        if (ROUND) f[j] = round_tf32(f[j]);
+        v = s.prepared(to_float(base[(size_t)(by_image ? at.y : at.x) * stride]), channel + j);
+        if (ROUND) v = round_tf32(v);
       }
+      out[j] = from_float<T>(v);
     }
-    *reinterpret_cast<uint4*>(dst + p * CONV_UNIT_BYTES) = Unit<T>::pack(f);
   }
 }
 
@@ -231,7 +197,7 @@ static __device__ __forceinline__ void start_chunk(const Source<T>& s, int first
 template <class T, bool ROUND, int THREADS>
 static __device__ __forceinline__ void finish_chunk(const Source<T>& s, int first, const int2* where, int count,
                                                     unsigned char* dst, int pitch) {
-  constexpr int E = Unit<T>::COUNT;
+  constexpr int E = VECTOR<T>;
   const int unit = threadIdx.x % CONV_CHUNK_UNITS, channel = first + unit * E;
   if (!s.vector || channel >= s.channels() || !(ROUND || s.changes())) return;
   dst += unit * pitch * CONV_UNIT_BYTES;
@@ -241,17 +207,18 @@ static __device__ __forceinline__ void finish_chunk(const Source<T>& s, int firs
     scale[j] = s.scale ? __ldg(s.scale + channel + j) : 1.0f;
     shift[j] = s.scale ? __ldg(s.shift + channel + j) : 0.0f;
   }
+#pragma unroll 1
   for (int p = threadIdx.x / CONV_CHUNK_UNITS; p < count; p += THREADS / CONV_CHUNK_UNITS) {
     if (where[p].x < 0) continue;
     uint4* u = reinterpret_cast<uint4*>(dst + p * CONV_UNIT_BYTES);
     float f[E];
-    Unit<T>::unpack(*u, f);
+    unpack(*u, f);
 #pragma unroll
     for (int j = 0; j < E; j++) {
       f[j] = fmaf(f[j], scale[j], shift[j]);
       if (s.silu) f[j] = silu_of<T>(f[j]);
       if (ROUND) f[j] = round_tf32(f[j]);
     }
-    *u = Unit<T>::pack(f);
+    *u = pack(f);
   }
 }

@@ -5,7 +5,7 @@
 // map    block (piece, image), a thread four neighbouring elements
 // num    elementwise float32
 // cost   16 bytes an element with pred_image: 12.6 MB for 64 pictures of 64x64x3, 2.9 us at 4.3 TB/s
-// ref    src/ops/ddim/reference.rs, tests/ops_diffusion.rs
+// ref    src/ops/ddim/reference.rs, tests/ops_diffusion.rs, tests/gpu_diffusion.rs
 // limit  N below 65,536
 #include "prediction.cuh"
 

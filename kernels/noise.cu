@@ -6,7 +6,7 @@
 // num    bit for bit the numbers of src/rng.rs, whatever the cut into blocks
 // cost   normal: 4 bytes written an element, about 30 operations: for the seed's batch of 64 (786,432 numbers) 3.1 MB, 0.7 us at 4.3 TB/s
 //        q-sample: 12 bytes an element, 9.4 MB, 2.2 us
-// ref    src/ops/noise/reference.rs, tests/ops_noise.rs
+// ref    src/ops/noise/reference.rs, tests/ops_noise.rs, tests/gpu_diffusion.rs
 // limit  an image has fewer than 2^34 elements
 #include "philox.cuh"
 

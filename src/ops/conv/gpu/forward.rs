@@ -223,8 +223,8 @@ fn shared_bytes(variant: &Variant, d: &ConvDims, halo: u32, stages: usize) -> us
     let pitch = halo + (6 - halo % 4) % 4; // 2 modulo 4
     let tables = ((pixels + pitch) * 8).next_multiple_of(128);
     let input = pitch * (kernels::CONV_CHUNK_UNITS * kernels::CONV_UNIT_BYTES) as usize;
-    let filter = channels / kernels::CONV_PACK_CHANNELS as usize * d.taps() * pack::TAP_BYTES;
-    tables + after.max(stages * (input + filter))
+    let filter_row = channels / kernels::CONV_PACK_CHANNELS as usize * d.side as usize * pack::TAP_BYTES;
+    tables + after.max(2 * filter_row + stages * input)
 }
 
 /// Launches the product. The lengths of the inputs and of the epilogue have been checked.
