@@ -202,6 +202,8 @@ template <class S> struct WgradBlock {
         values[j] = 0.0f;
         if (p >= 0 && cj < c0) values[j] = wgrad_element(a.x0, (size_t)p * c0 + cj, x0_f32);
         else if (p >= 0 && cj < c0 + c1) values[j] = wgrad_element(a.x1, (size_t)row * c1 + (cj - c0), x1_f32);
+        if (p >= 0 && a.scale) values[j] = fmaf(affine_at(0, v + j), values[j], affine_at(1, v + j));
+        if (silu) values[j] = wgrad_silu(values[j], T());
       }
       store<S::V>(zs + i * S::PITCH_Z, values);
     }
@@ -251,6 +253,7 @@ template <class S> struct WgradBlock {
   template <bool AFFINE, bool SILU> __device__ __forceinline__ void prologue_of(const WgradTile& at, int stage) const {
     constexpr int VECTORS = S::CT / S::V, PIXELS_AT_ONCE = S::THREADS / VECTORS;
     const int v = threadIdx.x % VECTORS * S::V;
+    if (!copies_z(c_first + v)) return;
     T* zs = z + stage * halo_pixels * S::PITCH_Z + v;
 #pragma unroll 1
     for (int i = wgrad_first<VECTORS>(); i < halo_pixels; i += PIXELS_AT_ONCE) {

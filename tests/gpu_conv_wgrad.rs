@@ -72,8 +72,13 @@ impl Devices {
 }
 
 /// Operands that are kept in the device's activation type.
-fn is_activation(slot: Slot) -> bool {
-    matches!(slot, Slot::X0 | Slot::X1 | Slot::Res0 | Slot::Res1 | Slot::Dy)
+fn is_activation(spec: &ConvSpec, slot: Slot) -> bool {
+    match slot {
+        Slot::X0 | Slot::Res0 | Slot::Dy => true,
+        Slot::X1 => !spec.x1_constant,
+        Slot::Res1 => !spec.res1_constant,
+        _ => false,
+    }
 }
 
 /// A case on devices of one activation type: its operands, rounded to what the device keeps, what it accumulates on, and the truth.
@@ -93,7 +98,7 @@ impl<'a> Case<'a> {
         let fill = Fill::new(u64::from(spec.dims.k));
         let mut operands = spec.operands(fill);
         if !keeps_f32 {
-            for slot in Slot::ALL.into_iter().filter(|&slot| is_activation(slot) && !wide.contains(&slot)) {
+            for slot in Slot::ALL.into_iter().filter(|&slot| is_activation(&spec, slot) && !wide.contains(&slot)) {
                 if let Some(values) = &mut operands.0[slot as usize] {
                     values.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());
                 }
@@ -164,7 +169,7 @@ fn run(
     let placed: Vec<Option<Placed>> = Slot::ALL
         .iter()
         .map(|&slot| {
-            let activation = is_activation(slot) && !wide.contains(&slot);
+            let activation = is_activation(spec, slot) && !wide.contains(&slot);
             operands.get(slot).map(|values| Placed::new(device, values, spec.lead, activation))
         })
         .collect();
