@@ -29,6 +29,7 @@ alignas(1024) thread_local unsigned char smem[SMEM_MAX];
 #define SIMT_TEXT(x) SIMT_TEXT_(x)
 alignas(64) thread_local char simt_tls_anchor;     // the checker is compiled with another name for it
 
+extern "C" char __executable_start;
 namespace simt {
 __thread __attribute__((tls_model("initial-exec"))) Tls tls;
 
@@ -70,25 +71,22 @@ static constexpr size_t STACK = 64 << 10;
 #endif
 static constexpr int MAXT = 1024;
 
-struct Copy { void* dst; const void* src; uint32_t n, nsrc; };
-enum State : uint8_t { UNSTARTED, RUN, WAIT_BAR, WAIT_WARP, DONE, WAIT_MBAR, WAIT_WG };
+struct Copy { void* dst; const void* src; uint32_t n, nsrc; const char* file; int line; };
+enum State : uint8_t { UNSTARTED, RUN, WAIT_BAR, WAIT_WARP, DONE };
 struct Thread : ThreadPub {
   void* sp; char* stack; State st; const char* file; int line; int barid; uint32_t wmask; int bar_red;
-  struct CpQ* cpq; uint32_t mb, mb_parity; int wg_commits;
+  struct CpQ* cpq;
 };
 struct CpQ { std::vector<Copy> cp; std::vector<uint32_t> groups; size_t done = 0; size_t issued_done() const { return done ? groups[done - 1] : 0; } };
 struct WarpOp { uint32_t mask, arrived; int kind, line; const char* file; void* data[32]; };
 struct Warp { uint32_t exist, alive, runnable; int pending; WarpOp ops[4]; };
-struct Tma { uint32_t dst, bar; TensorMap tm; int x, y; Thread* by; };
-struct WgOp { int group, n, scale; uint64_t da, db; float* d[128]; };
-struct Wg { int arrived; WgOp cur; std::vector<WgOp> q; };
 struct Bar { int arrived, expect; const char* file; int line; };
 
 struct Options { int order = 0; uint64_t seed = 1; int threads = 0; bool poison = true, strict = true, eager_cp = false; } opt;
 
 struct Worker {
-  Thread th[MAXT]; Warp w[32]; Bar bars[16]; Wg wg[8]; std::vector<Tma> tma;
-  std::vector<char*> free_stacks; char* stack_mem = nullptr; char fault_stack[65536]; stack_t old_fault_stack{};
+  Thread th[MAXT]; Warp w[32]; Bar bars[16];
+  std::vector<char*> free_stacks; char* stack_mem = nullptr; char fault_stack[65536], failing_stack[262144]; stack_t old_fault_stack{};
   ~Worker() { for (auto& t : th) delete t.cpq; }
   void* main_sp = nullptr; int nthreads = 0, nwarps = 0, alive = 0; uint32_t run_warps = 0;
   int waiting = 0; int red_and, red_or, red_cnt, red_result[4];
@@ -117,7 +115,7 @@ static void switch_to(void** save, [[maybe_unused]] Thread* n, void* sp) {
 #endif
 }
 static void describe(std::string& s, Thread& t) {
-  static const char* names[] = {"not started", "runnable", "at barrier", "in warp op", "exited", "at mbarrier", "in wgmma"};
+  static const char* names[] = {"not started", "runnable", "at barrier", "in warp op", "exited"};
   char b[256]; snprintf(b, sizeof b, "  thread (%u,%u,%u): %s", t.tid.x, t.tid.y, t.tid.z, names[t.st]); s += b;
   if (t.st != UNSTARTED && t.st != RUN && t.st != DONE) { snprintf(b, sizeof b, " %s:%d", t.file, t.line); s += b; if (t.st == WAIT_WARP) { snprintf(b, sizeof b, " mask %08x", t.wmask); s += b; } }
   s += "\n";
@@ -141,14 +139,13 @@ static inline int pick_bit(uint32_t m, int after) {
     default: { uint32_t hi = after < 31 ? m & (~0u << (after + 1)) : 0; return __builtin_ctz(hi ? hi : m); }
   }
 }
-static void run_one_tma();
 static Thread* pick() {
   Thread* s = self(); int wi = s->warp; Warp* w = &W->w[wi];
   int after = s->lane;
   if (!w->runnable) {
     W->run_warps &= ~(1u << wi);
     while (W->run_warps) { wi = pick_bit(W->run_warps, wi); w = &W->w[wi]; if (w->runnable) break; W->run_warps &= ~(1u << wi); w = nullptr; }
-    if (!W->run_warps) { if (W->tma.empty()) return nullptr; run_one_tma(); return pick(); }       // async copies complete as late as possible
+    if (!W->run_warps) return nullptr;
     after = -1;
   }
   return &W->th[wi * 32 + pick_bit(w->runnable, after)];
@@ -170,10 +167,8 @@ static void run_next() {                      // current fiber is blocked: run s
 }
 static void thread_done() {
   Thread* s = self(); Warp& w = W->w[s->warp]; uint32_t bit = 1u << s->lane;
-  if (s->cpq && s->cpq->issued_done() < s->cpq->cp.size()) fail("exits with cp.async copies outstanding");
+  if (s->cpq && s->cpq->issued_done() < s->cpq->cp.size()) { Copy& c = s->cpq->cp.back(); fail("exits with cp.async copies outstanding, the last from %s:%d", c.file, c.line); }
   w.alive &= ~bit; w.runnable &= ~bit; W->alive--; s->st = DONE;
-  if (!W->wg[s->warp / 4].q.empty()) fail("exits with wgmma operations not waited for");
-  s->wg_commits = 0;
   if (!w.pending && !W->waiting) return;
   for (auto& o : w.ops) if (o.arrived && (o.mask & bit)) fail("exits while lanes %08x wait for it in a warp op at %s:%d (mask %08x)", o.arrived, o.file, o.line, o.mask);
   if (opt.strict) for (auto& b : W->bars) if (b.arrived && b.expect == 0) fail("exits without reaching the barrier at %s:%d where %d threads wait", b.file, b.line, b.arrived);
@@ -254,6 +249,7 @@ void collective(int kind, uint32_t mask, void* data, ExecFn exec, const char* fi
     fail("warp divergence: reaches op kind %d at %s:%d mask %08x while lanes %08x wait in op kind %d at %s:%d mask %08x", kind, file, line, mask, op->arrived, op->kind, op->file, op->line, op->mask);
   op->data[s->lane] = data; op->arrived |= bit;
   if (op->arrived == mask) {
+    if (checking) { tls.op_file = file; tls.op_line = line; }
     exec(op->data, mask); op->arrived = 0; w.pending--; w.runnable |= mask; W->run_warps |= 1u << s->warp;
     if (kind == K_SYNCWARP) race_barrier_warp(s->warp);
     return;
@@ -264,10 +260,10 @@ void collective(int kind, uint32_t mask, void* data, ExecFn exec, const char* fi
 
 // ---------------------------------------------------------------- cp.async: data lands only at the wait (or at once with SIMT_CP=eager)
 static void do_copy(const Copy& c) { memcpy(c.dst, c.src, c.nsrc); if (c.nsrc < c.n) memset((char*)c.dst + c.nsrc, 0, c.n - c.nsrc); }
-void cp_async(void* dst, const void* src, int n, int nsrc) {
-  if ((n != 4 && n != 8 && n != 16) || (uintptr_t)dst % n || (nsrc && (uintptr_t)src % n)) fail("cp.async: size %d or alignment (dst %p src %p)", n, dst, src);
-  if (checking) { hook_async(dst, n, false); if (nsrc) hook(src, nsrc, false); }
-  Copy c{dst, src, (uint32_t)n, (uint32_t)nsrc};
+void cp_async(void* dst, const void* src, int n, int nsrc, const char* file, int line) {
+  if ((n != 4 && n != 8 && n != 16) || (uintptr_t)dst % n || (nsrc && (uintptr_t)src % n)) fail("MISALIGNED cp.async of %d bytes at %s:%d (from %p to %p)", n, file, line, src, dst);
+  if (checking) { hook_async(dst, n, false, file, line); if (nsrc) hook(src, nsrc, false, file, line); }
+  Copy c{dst, src, (uint32_t)n, (uint32_t)nsrc, file, line};
   if (opt.eager_cp) do_copy(c);
   else if (opt.poison) memset(dst, 0xff, n);                     // in flight: contents undefined
   auto* s = self(); if (!s->cpq) s->cpq = new CpQ(); s->cpq->cp.push_back(c);
@@ -277,7 +273,7 @@ void cp_async_wait(int keep) {
   auto* s = self(); if (!s->cpq) return; if (keep < 0) { cp_async_commit(); keep = 0; }
   CpQ& q = *s->cpq; size_t g = q.groups.size(); if (g <= q.done + keep) return;
   size_t upto = g - keep, b = q.issued_done(), e = q.groups[upto - 1];
-  for (size_t i = b; i < e; i++) { if (!opt.eager_cp) do_copy(q.cp[i]); if (checking) hook_async(q.cp[i].dst, q.cp[i].n, true); }
+  for (size_t i = b; i < e; i++) { if (!opt.eager_cp) do_copy(q.cp[i]); if (checking) hook_async(q.cp[i].dst, q.cp[i].n, true, q.cp[i].file, q.cp[i].line); }
   q.done = upto;
   if (e == q.cp.size() || q.done >= 32) {                         // compact
     q.cp.erase(q.cp.begin(), q.cp.begin() + e); q.groups.erase(q.groups.begin(), q.groups.begin() + upto); for (auto& x : q.groups) x -= e; q.done = 0;
@@ -327,7 +323,7 @@ void ldmatrix_exec(void** l, uint32_t mask) {
     for (int r = 0; r < 8; r++) {
       int src = j * 8 + r; const char* row = (const char*)((LdmData*)l[src])->row;
       if ((uintptr_t)row & 15) fail("ldmatrix: lane %d row address %p not 16-byte aligned", src, (const void*)row);
-      if (checking) { tls.self = &W->th[me->warp * 32 + src]; hook(row, 16, false); tls.self = me; }
+      if (checking) { tls.self = &W->th[me->warp * 32 + src]; hook(row, 16, false, tls.op_file, tls.op_line); tls.self = me; }
       uint16_t v[8]; memcpy(v, row, 16);
       if (!d0->trans) for (int c = 0; c < 4; c++) { uint32_t x; memcpy(&x, v + 2 * c, 4); ((LdmData*)l[r * 4 + c])->r[j] = x; }
       else for (int c = 0; c < 8; c++) { auto* dd = (LdmData*)l[c * 4 + r / 2]; uint32_t& x = dd->r[j]; x = r & 1 ? (x & 0xffff) | (uint32_t)v[c] << 16 : (x & 0xffff0000u) | v[c]; }
@@ -336,69 +332,23 @@ void ldmatrix_exec(void** l, uint32_t mask) {
 uint32_t smem_u32(const void* p) { return (uint32_t)((const char*)p - (const char*)::smem); }
 void* smem_ptr(uint32_t a) { return (char*)::smem + (int32_t)a; }
 
-// ---------------------------------------------------------------- Hopper: mbarrier, TMA, wgmma
-struct Mbar { uint64_t pend : 20, count : 20, phase : 1; int64_t tx : 23; };
-static_assert(sizeof(Mbar) == 8, "");
-static void wake(Thread& t) { t.st = RUN; W->w[t.warp].runnable |= 1u << t.lane; W->run_warps |= 1u << t.warp; }
-static void mbar_check(uint32_t b) {
-  auto* m = (Mbar*)smem_ptr(b); if (m->pend || m->tx) return;
-  m->phase ^= 1; m->pend = m->count;
-  for (int i = 0; i < W->nthreads; i++) { Thread& t = W->th[i]; if (t.st == WAIT_MBAR && t.mb == b && t.mb_parity != m->phase) wake(t); }
-}
-void mbar_init(uint32_t b, int count) { if (b & 7) fail("mbarrier at %u not 8-byte aligned", b); auto* m = (Mbar*)smem_ptr(b); m->pend = m->count = count; m->phase = 0; m->tx = 0; }
-void mbar_arrive(uint32_t b, int n, int tx) { auto* m = (Mbar*)smem_ptr(b); hook_release(b); m->tx += tx; if ((int)m->pend < n) fail("mbarrier at %u: more arrivals than its count %d", b, (int)m->count); m->pend -= n; mbar_check(b); }
-void mbar_wait(uint32_t b, int parity, const char* f, int l) {
-  Thread* s = self(); auto* m = (Mbar*)smem_ptr(b);
-  if ((int)m->phase == parity) { s->st = WAIT_MBAR; s->mb = b; s->mb_parity = parity; s->file = f; s->line = l; W->w[s->warp].runnable &= ~(1u << s->lane); run_next(); }
-  hook_acquire(b);
-}
-void tma_load_2d(uint32_t dst, const void* tm, uint32_t bar, int x, int y) {
-  Tma t{dst, bar, *(const TensorMap*)tm, x, y, self()}; size_t bytes = (size_t)t.tm.box[0] * t.tm.box[1] * t.tm.esize;
-  if (dst & 127 || (t.tm.swizzle == 128 && dst & 1023)) fail("TMA destination %u misaligned", dst);
-  if (checking) hook_async(smem_ptr(dst), bytes, false);
-  if (opt.poison) memset(smem_ptr(dst), 0xff, bytes);
-  W->tma.push_back(t);
-}
-static void run_one_tma() {
-  size_t i = opt.order == 2 ? rnd() % W->tma.size() : 0; Tma t = W->tma[i]; W->tma.erase(W->tma.begin() + i);
-  uint32_t rb = t.tm.box[0] * t.tm.esize, mask = t.tm.swizzle == 128 ? 7 : t.tm.swizzle == 64 ? 3 : t.tm.swizzle == 32 ? 1 : 0;
-  for (uint32_t r = 0; r < t.tm.box[1]; r++) for (uint32_t c = 0; c < rb; c += 16) {
-    uint32_t lin = t.dst + r * rb + c, phys = lin ^ ((lin >> 7 & mask) << 4); char* d = (char*)smem_ptr(phys); int64_t row = (int64_t)t.y + r, col = (int64_t)t.x + c / t.tm.esize; int per = 16 / t.tm.esize;
-    for (int e = 0; e < per; e++) if (row >= 0 && row < (int64_t)t.tm.dim[1] && col + e >= 0 && col + e < (int64_t)t.tm.dim[0]) memcpy(d + e * t.tm.esize, t.tm.base + row * t.tm.stride + (col + e) * t.tm.esize, t.tm.esize); else memset(d + e * t.tm.esize, 0, t.tm.esize);
+
+
+// The file and line of an instruction, by the program's debug information.
+std::string source_line(size_t pc) {
+  char command[200], line[400] = "?";
+  snprintf(command, sizeof command, "addr2line -s -e /proc/%d/exe 0x%zx 2>/dev/null", getpid(), pc);
+  if (FILE* f = popen(command, "r")) {
+    if (fgets(line, sizeof line, f)) line[strcspn(line, "\n")] = 0;
+    pclose(f);
   }
-  if (checking) { auto* me = tls.self; tls.self = t.by; hook_async(smem_ptr(t.dst), (size_t)rb * t.tm.box[1], true); hook_release(t.bar); tls.self = me; }
-  ((Mbar*)smem_ptr(t.bar))->tx -= rb * t.tm.box[1]; mbar_check(t.bar);
+  return line;
 }
-static float wg_elem(uint64_t desc, int row, int k) {           // K-major operand, element (row, k<16)
-  uint32_t start = (desc & 0x3fff) << 4, sbo = (desc >> 32 & 0x3fff) << 4, sw = desc >> 62, mask = sw == 1 ? 7 : sw == 2 ? 3 : sw == 3 ? 1 : 0, pitch = sw == 1 ? 128 : sw == 2 ? 64 : sw == 3 ? 32 : 16, lbo = (desc >> 16 & 0x3fff) << 4;
-  uint32_t kb = k * 2, lin = start + row / 8 * sbo + row % 8 * pitch + (sw ? kb : kb % 16 + kb / 16 * lbo), phys = lin ^ ((lin >> 7 & mask) << 4);
-  uint16_t v; memcpy(&v, smem_ptr(phys), 2); return simt_bits<float>((uint32_t)v << 16);
-}
-static void wg_exec(const WgOp& o) {
-  static thread_local float A[64][16], Bt[16][256];
-  if (checking) for (int r = 0; r < 64; r += 8) { hook(smem_ptr(((o.da & 0x3fff) << 4) + r / 8 * ((o.da >> 32 & 0x3fff) << 4)), 32, false); }   // prototype: first row of each atom only
-  for (int r = 0; r < 64; r++) for (int k = 0; k < 16; k++) A[r][k] = wg_elem(o.da, r, k);
-  for (int n = 0; n < o.n; n++) for (int k = 0; k < 16; k++) Bt[k][n] = wg_elem(o.db, n, k);
-  for (int r = 0; r < 64; r++) {
-    float acc[256] = {}; for (int k = 0; k < 16; k++) { float a = A[r][k]; for (int n = 0; n < o.n; n++) acc[n] += a * Bt[k][n]; }
-    for (int n = 0; n < o.n; n++) { float& d = o.d[r / 16 * 32 + r % 8 * 4 + n % 8 / 2][n / 8 * 4 + r % 16 / 8 * 2 + n % 2]; d = (o.scale ? d : 0.f) + acc[n]; }
-  }
-}
-void wgmma_bf16(float* d, int n, uint64_t da, uint64_t db, int scale, const char* f, int l) {
-  Thread* s = self(); Wg& g = W->wg[s->warp / 4]; WgOp& o = g.cur;
-  if (!g.arrived) { o.n = n; o.da = da; o.db = db; o.scale = scale; o.group = s->wg_commits; s->file = f; }
-  else if (o.n != n || o.da != da || o.db != db || o.scale != scale || o.group != s->wg_commits) fail("wgmma at %s:%d: operands differ across the warpgroup", f, l);
-  o.d[s->warp % 4 * 32 + s->lane] = d;
-  if (++g.arrived == 128) { g.arrived = 0; g.q.push_back(o); for (int i = 0; i < 4; i++) { int w = s->warp / 4 * 4 + i; W->w[w].runnable = W->w[w].alive; W->run_warps |= 1u << w; } return; }
-  s->st = WAIT_WG; s->file = f; s->line = l; W->w[s->warp].runnable &= ~(1u << s->lane); run_next();
-}
-void wgmma_commit() { self()->wg_commits++; }
-void wgmma_wait(int keep) { Thread* s = self(); Wg& g = W->wg[s->warp / 4]; size_t i = 0; while (i < g.q.size() && g.q[i].group < s->wg_commits - keep) wg_exec(g.q[i++]); g.q.erase(g.q.begin(), g.q.begin() + i); }
 
 // ---------------------------------------------------------------- launch
-static void fiber_fault(); static thread_local char fault_stack[16384];
+static void fiber_fault();
 static struct sigaction old_segv, old_bus;   // what the program had installed before
-static thread_local char fault_msg[400];
+static thread_local char fault_msg[400]; static thread_local void* fault_pc;
 static void on_fault(int sig, siginfo_t* si, void* uc_) {
   auto* uc = (ucontext_t*)uc_;
   if (!W || !tls.self || !W->k) {            // not in a kernel: the program's own handler, or the default
@@ -409,11 +359,12 @@ static void on_fault(int sig, siginfo_t* si, void* uc_) {
   }
   char* a = (char*)si->si_addr; auto* s = self(); const char* what = "illegal address";
   if (a >= s->stack - 65536 && a < s->stack) what = "stack overflow of the simulated thread";
-  snprintf(fault_msg, sizeof fault_msg, "%s %p (signal %d, pc %p)%s", what, (void*)a, sig, (void*)uc->uc_mcontext.gregs[REG_RIP], sig == SIGSEGV && !a ? " - or misaligned vector access" : "");
+  fault_pc = (void*)uc->uc_mcontext.gregs[REG_RIP];
+  snprintf(fault_msg, sizeof fault_msg, "%s %p (signal %d)%s", what, (void*)a, sig, sig == SIGSEGV && !a ? " - or misaligned vector access" : "");
   uc->uc_mcontext.gregs[REG_RIP] = (greg_t)(void*)fiber_fault;                          // resume in fiber_fault on a fresh stack
-  uc->uc_mcontext.gregs[REG_RSP] = (greg_t)(((uintptr_t)(fault_stack + sizeof fault_stack - 256) & ~15ull) - 8);
+  uc->uc_mcontext.gregs[REG_RSP] = (greg_t)(((uintptr_t)(W->failing_stack + sizeof W->failing_stack - 256) & ~15ull) - 8);
 }
-static void fiber_fault() { fail("%s", fault_msg); }
+static void fiber_fault() { fail("%s at %s", fault_msg, source_line((char*)fault_pc - &__executable_start).c_str()); }
 
 static Worker* worker() {
   if (W) return W;
@@ -426,7 +377,7 @@ static Worker* worker() {
   (void)leave;
   return W;
 }
-void race_block_begin(size_t dyn); void race_launch_begin();
+void race_block_begin(); void race_launch_begin();
 ThreadPub* chk_self() { return tls.self; }
 bool chk_on_stack(const void* p) { return (size_t)((const char*)p - W->stack_mem) < (STACK + 4096) * MAXT; }
 bool chk_internal(const void* p) { return ((const char*)p >= (char*)W && (const char*)p < (char*)(W + 1)) || ((const char*)p >= (char*)&tls && (const char*)p < (char*)(&tls + 1)); }
@@ -442,10 +393,9 @@ static bool run_block(const Kernel* k, void** args, uint3 bid, uint3 bdim, size_
   w->run_warps = w->nwarps == 32 ? ~0u : (1u << w->nwarps) - 1;
   if (fresh) {
     w->bx = bdim.x; w->by = bdim.y; for (auto& b : w->bars) b.arrived = 0;
-    for (int i = 0; i < n; i++) { Thread& t = w->th[i]; t.tid = {i % bdim.x, i / bdim.x % bdim.y, i / bdim.x / bdim.y}; t.lane = i & 31; t.warp = i >> 5; t.line = 0; t.barid = 0; t.wg_commits = 0; if (t.cpq) { t.cpq->cp.clear(); t.cpq->groups.clear(); t.cpq->done = 0; } }
+    for (int i = 0; i < n; i++) { Thread& t = w->th[i]; t.tid = {i % bdim.x, i / bdim.x % bdim.y, i / bdim.x / bdim.y}; t.lane = i & 31; t.warp = i >> 5; t.line = 0; t.barid = 0; if (t.cpq) { t.cpq->cp.clear(); t.cpq->groups.clear(); t.cpq->done = 0; } }
   }
   for (int i = 0; i < n; i++) w->th[i].st = UNSTARTED;
-  if (fresh) { w->tma.clear(); for (auto& g : w->wg) { g.arrived = 0; g.q.clear(); } }
   if (opt.poison) {                                              // 0xff..: NaN in f32, bf16, f16
     memset(::smem, 0xff, dyn);
     for (auto& r : g_static) memset(&simt_tls_anchor + (ptrdiff_t)r.off, 0xff, r.size);
@@ -453,7 +403,7 @@ static bool run_block(const Kernel* k, void** args, uint3 bid, uint3 bdim, size_
 #ifdef SIMT_ASAN
   ASAN_UNPOISON_MEMORY_REGION(::smem, dyn); ASAN_POISON_MEMORY_REGION(::smem + dyn, SMEM_MAX - dyn);
 #endif
-  race_block_begin(dyn);
+  race_block_begin();
   Thread* s = &w->th[0]; if (opt.order == 1) s = &w->th[n - 1]; if (opt.order == 2) s = &w->th[rnd() % n];
   prepare(s); s->st = RUN; tls.self = s;
 #ifdef SIMT_ASAN
@@ -522,7 +472,6 @@ static Pool& g_pool = *new Pool();
 // ---------------------------------------------------------------- C ABI for Rust
 using namespace simt;
 extern "C" {
-void simt_tensor_map_2d(void* out, void* base, unsigned esize, uint64_t w, uint64_t h, uint64_t stride_bytes, unsigned bw, unsigned bh, unsigned swizzle) { TensorMap t{}; t.base = (char*)base; t.dim[0] = w; t.dim[1] = h; t.stride = stride_bytes; t.box[0] = bw; t.box[1] = bh; t.esize = esize; t.swizzle = swizzle; memcpy(out, &t, 128); }
 // "order" fwd|rev|rand:SEED, "threads" N, "poison" 0|1, "strict" 0|1, "cp" late|eager. 0: done.
 int simt_set_option(const char* key, const char* value) {
   init_once(); std::string k = key;

@@ -42,7 +42,7 @@ struct dim3 { unsigned x, y, z; constexpr dim3(unsigned x_ = 1, unsigned y_ = 1,
 namespace simt {
 struct ThreadPub { uint3 tid; int lane, warp; };               // public head of the fiber record
 // one per OS worker thread; __thread + constant init + initial-exec -> one fs: relative load, no TLS wrapper
-extern __thread __attribute__((tls_model("initial-exec"))) struct Tls { ThreadPub* self; uint3 bid, bdim, gdim; } tls;
+extern __thread __attribute__((tls_model("initial-exec"))) struct Tls { ThreadPub* self; uint3 bid, bdim, gdim; const char* op_file; int op_line; } tls;
 
 typedef void (*ExecFn)(void** lane_data, uint32_t mask);
 enum Kind { K_SHFL, K_VOTE, K_SYNCWARP, K_MMA, K_LDMATRIX, K_REDUX, K_MATCH };
@@ -51,11 +51,14 @@ int  syncthreads_red(int op, int pred, const char* file, int line);   // 0 count
 void bar_sync(int id, int nthreads, const char* file, int line);
 void collective(int kind, uint32_t mask, void* data, ExecFn exec, const char* file, int line);
 [[noreturn]] void fail(const char* fmt, ...);
-void cp_async(void* dst, const void* src, int bytes, int src_bytes);
+void cp_async(void* dst, const void* src, int bytes, int src_bytes, const char* file, int line);
 void cp_async_commit(); void cp_async_wait(int n);
 uint32_t active_mask();
-void hook(const void* p, size_t n, bool write);       // no-op unless the check build
-void hook_async(const void* p, size_t n, bool done);
+// No-ops unless this is the checker.
+void hook(const void* p, size_t n, bool write, const char* file, int line);
+void hook_async(const void* p, size_t n, bool done, const char* file, int line);
+void hook_atomic(const void* p, size_t n, const char* file, int line);
+void fence();
 // 32-bit "shared window" addresses
 extern bool checking;
 uint32_t smem_u32(const void* p);
@@ -94,7 +97,7 @@ template <class T> static inline T __shfl_down_sync(uint32_t m, T v, unsigned d,
 template <class T> static inline T __shfl_up_sync(uint32_t m, T v, unsigned d, int w = 32, SIMT_SITE) { int l = simt::tls.self->lane; int s = (l & (w - 1)) >= (int)d ? l - (int)d : l; return simt::shfl<T>(m, v, s, f_, l_); }
 static inline uint32_t __ballot_sync(uint32_t m, int p, SIMT_SITE) { simt::VoteData d{(uint32_t)(p != 0), 0}; simt::collective(simt::K_VOTE, m, &d, simt::vote_exec, f_, l_); return d.r; }
 static inline int __any_sync(uint32_t m, int p, SIMT_SITE) { return __ballot_sync(m, p, f_, l_) != 0; }
-static inline int __all_sync(uint32_t m, int p, SIMT_SITE) { return __ballot_sync(m, p, f_, l_) == m; }
+static inline int __all_sync(uint32_t m, int p, SIMT_SITE) { return __ballot_sync(m, !p, f_, l_) == 0; }
 static inline uint32_t __activemask() { return simt::active_mask(); }
 
 // ------------------------------------------------------------------ memory
@@ -103,27 +106,42 @@ template <class T> static inline T __ldcs(const T* p) { return *p; }
 template <class T> static inline T __ldcg(const T* p) { return *p; }
 template <class T> static inline void __stcs(T* p, T v) { *p = v; }
 template <class T> static inline void __stcg(T* p, T v) { *p = v; }
-static inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+static inline void __threadfence() { simt::fence(); }
 static inline void __threadfence_block() {}
 static inline void __nanosleep(unsigned) {}
-#define __trap() simt::fail("__trap()")
+#define __trap() simt::fail("__trap() at %s:%d", __FILE__, __LINE__)
 static inline long long clock64() { return (long long)__builtin_ia32_rdtsc(); }
 
 // atomics: real ones (several OS threads run blocks); the race checker must not see them -> no_sanitize
 #define SIMT_NOTSAN __attribute__((no_sanitize("thread"), noinline))
-template <class T> SIMT_NOTSAN static T simt_rmw(T* p, T (*op)(T, T), T v) {
-  T o, n; __atomic_load(p, &o, __ATOMIC_RELAXED);
-  do n = op(o, v); while (!__atomic_compare_exchange(p, &o, &n, true, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));
+template <class T> SIMT_NOTSAN static T simt_rmw(T* p, T (*op)(T, T), T v, const char* file, int line) {
+  if (simt::checking) simt::hook_atomic(p, sizeof *p, file, line);
+  T o, n;
+  __atomic_load(p, &o, __ATOMIC_RELAXED);
+  do {
+    n = op(o, v);
+  } while (!__atomic_compare_exchange(p, &o, &n, true, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));
   return o;
 }
-template <class T> static inline T atomicAdd(T* p, std::common_type_t<T> v) { return simt_rmw<T>(p, +[](T a, T b) { return (T)(a + b); }, v); }
-template <class T> static inline T atomicSub(T* p, std::common_type_t<T> v) { return simt_rmw<T>(p, +[](T a, T b) { return (T)(a - b); }, v); }
-template <class T> static inline T atomicMax(T* p, std::common_type_t<T> v) { return simt_rmw<T>(p, +[](T a, T b) { return a > b ? a : b; }, v); }
-template <class T> static inline T atomicMin(T* p, std::common_type_t<T> v) { return simt_rmw<T>(p, +[](T a, T b) { return a < b ? a : b; }, v); }
-template <class T> static inline T atomicExch(T* p, std::common_type_t<T> v) { return simt_rmw<T>(p, +[](T, T b) { return b; }, v); }
-template <class T> static inline T atomicOr(T* p, std::common_type_t<T> v) { return simt_rmw<T>(p, +[](T a, T b) { return (T)(a | b); }, v); }
-template <class T> SIMT_NOTSAN static T atomicCAS(T* p, std::common_type_t<T> c, std::common_type_t<T> v) { T e = c; __atomic_compare_exchange(p, &e, &v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); return e; }
-static inline unsigned atomicInc(unsigned* p, unsigned v) { return simt_rmw<unsigned>(p, +[](unsigned a, unsigned b) { return a >= b ? 0u : a + 1; }, v); }
+#define SIMT_ATOMIC(name, expression)                                              \
+  template <class T> static inline T name(T* p, std::common_type_t<T> v, SIMT_SITE) { \
+    return simt_rmw<T>(p, +[](T a, T b) { (void)a; return (T)(expression); }, v, f_, l_);    \
+  }
+SIMT_ATOMIC(atomicAdd, a + b)
+SIMT_ATOMIC(atomicSub, a - b)
+SIMT_ATOMIC(atomicMax, a > b ? a : b)
+SIMT_ATOMIC(atomicMin, a < b ? a : b)
+SIMT_ATOMIC(atomicExch, b)
+SIMT_ATOMIC(atomicOr, a | b)
+static inline unsigned atomicInc(unsigned* p, unsigned v, SIMT_SITE) {
+  return simt_rmw<unsigned>(p, +[](unsigned a, unsigned b) { return a >= b ? 0u : a + 1; }, v, f_, l_);
+}
+template <class T> SIMT_NOTSAN static T atomicCAS(T* p, std::common_type_t<T> c, std::common_type_t<T> v, SIMT_SITE) {
+  if (simt::checking) simt::hook_atomic(p, sizeof *p, f_, l_);
+  T e = c;
+  __atomic_compare_exchange(p, &e, &v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+  return e;
+}
 
 // ------------------------------------------------------------------ math (names that glibc already declares become macros)
 using std::max; using std::min;
@@ -213,13 +231,6 @@ struct MmaData { float* d; const uint32_t *a, *b; const float* c; };
 void mma_m16n8k16_bf16_exec(void**, uint32_t); void mma_m16n8k16_f16_exec(void**, uint32_t); void mma_m16n8k8_tf32_exec(void**, uint32_t);
 struct LdmData { uint32_t* r; const void* row; int n; bool trans; };
 void ldmatrix_exec(void**, uint32_t);
-// Hopper: mbarrier, TMA, wgmma
-void mbar_init(uint32_t b, int count); void mbar_arrive(uint32_t b, int n, int tx); void mbar_wait(uint32_t b, int parity, const char* f, int l);
-void tma_load_2d(uint32_t dst, const void* tm, uint32_t bar, int x, int y);
-void wgmma_bf16(float* d, int n, uint64_t da, uint64_t db, int scale_d, const char* f, int l); void wgmma_commit(); void wgmma_wait(int n);
-struct TensorMap { char* base; uint64_t dim[2]; uint64_t stride; uint32_t box[2]; uint32_t esize, swizzle; uint64_t pad[10]; };
-static_assert(sizeof(TensorMap) == 128, "");   // lives inside the 128 opaque bytes
-void hook_release(uint32_t bar); void hook_acquire(uint32_t bar);
 
 // ------------------------------------------------------------------ registry
 struct Kernel { const char* name; void (*invoke)(void** args); int nparams; const uint32_t* psize; int max_threads; Kernel* next; };
