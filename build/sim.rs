@@ -43,10 +43,14 @@ impl KernelFile {
 /// The C interface of the runtime (`simt_*`; the checker's is `simtc_*`).
 const INTERFACE: [&str; 8] =
     ["register_all", "find", "nparams", "param_size", "malloc", "free", "launch", "set_option"];
+/// The runtime, but for what differs between the variants.
+const RUNTIME: [&str; 7] =
+    ["fibers.cpp", "barriers.cpp", "copies.cpp", "tensor.cpp", "memory.cpp", "lines.cpp", "launch.cpp"];
 /// `-fno-gnu-unique`: symbols that the linker would merge between the variants become ordinary ones that can be hidden.
+/// `-gdwarf-4`: the table of lines that `lines.cpp` reads.
 /// `-fstack-clash-protection`: a stack that is too small meets its guard page, however large a function's variables are.
 const FLAGS: &str =
-    "-std=c++17 -march=x86-64-v3 -g1 -fPIC -fno-extern-tls-init -fno-gnu-unique -fstack-clash-protection -w";
+    "-std=c++17 -march=x86-64-v3 -g1 -gdwarf-4 -fPIC -fno-extern-tls-init -fno-gnu-unique -fstack-clash-protection -w";
 const FAST: &str = "-O3";
 const CHECKER: &str = "-O1 -Dsimt_tls_anchor=simtc_tls_anchor";
 const CHECKED_KERNELS: &str = "-fsanitize=thread,bounds --param=tsan-instrument-func-entry-exit=0";
@@ -76,13 +80,15 @@ pub fn build_simulator(
     let checked_registrations = write_registrations(&all, "reg_all_checked", out)?;
     let include = |dir: &Path| vec!["-I".to_string(), dir.display().to_string()];
     let includes = [include(&sim.join("shim")), include(kernels), include(&sim)].concat();
+    // Messages name files below these folders.
+    let shorter = [kernels, &out.join("planted")].map(|dir| format!("-fmacro-prefix-map={}/=", dir.display()));
     let (mut units, mut variants) = (Vec::new(), Vec::new());
     for (variant, flags, kernel_flags, hooks, registrations) in [
-        ("fast", FAST, "", "simt_nocheck.cpp", &registrations),
-        ("check", CHECKER, CHECKED_KERNELS, "simt_check.cpp", &checked_registrations),
+        ("fast", FAST, "", "nocheck.cpp", &registrations),
+        ("check", CHECKER, CHECKED_KERNELS, "check.cpp", &checked_registrations),
     ] {
         let words = |text: &str| text.split(' ').filter(|w| !w.is_empty()).map(str::to_string).collect::<Vec<_>>();
-        let base = [words(FLAGS), words(flags), includes.clone()].concat();
+        let base = [words(FLAGS), words(flags), includes.clone(), shorter.to_vec()].concat();
         let object = |source: &Path| {
             let stem = source.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
             out.join(format!("{variant}_{stem}.o"))
@@ -94,7 +100,7 @@ pub fn build_simulator(
             objects.push(object.clone());
             units.push(Unit { source, kernels, object, flags: of_kernels.clone() });
         }
-        for source in [sim.join("simt.cpp"), sim.join(hooks)] {
+        for source in RUNTIME.iter().chain([&hooks]).map(|name| sim.join(name)) {
             objects.push(object(&source));
             units.push(Unit { object: object(&source), source, kernels: None, flags: base.clone() });
         }

@@ -337,7 +337,7 @@ fn faults_of_threads_that_wait_are_reported() {
         let Some(bench) = bench() else { continue };
         for (name, kernel, kind) in reported! {
             "divergent_barrier": "barrier",
-            "exit_before_barrier": "__syncthreads",
+            "exit_before_barrier": "exit",
             "two_barriers": "__syncthreads",
             "shuffle_missing_lanes": "warp divergence",
             "shuffle_exited_lanes": "exited lanes",

@@ -91,6 +91,8 @@ extern "C" __global__ void sim_test_uninitialised(const __grid_constant__ SimTes
 
 extern "C" __global__ void sim_test_read_after_write(const __grid_constant__ SimTestArgs a) {
   __shared__ float values[64];
+  values[threadIdx.x] = 0.0f;
+  __syncthreads();
   values[threadIdx.x] = 1.0f;
   out<float>(a)[threadIdx.x] = values[threadIdx.x ^ 32];  // BUG read_after_write
 }
@@ -186,7 +188,7 @@ extern "C" __global__ void sim_test_ldmatrix_uninitialised(const __grid_constant
 
 extern "C" __global__ void sim_test_misaligned(const __grid_constant__ SimTestArgs a) {
   const float4* vectors = reinterpret_cast<const float4*>(in<float>(a) + 1);
-  if (threadIdx.x < 8) out<float>(a)[threadIdx.x] = vectors[threadIdx.x].x + vectors[threadIdx.x].w;  // BUG misaligned
+  if (threadIdx.x < 8) out<float4>(a)[threadIdx.x] = vectors[threadIdx.x];  // BUG misaligned
 }
 
 extern "C" __global__ void sim_test_trap(const __grid_constant__ SimTestArgs a) {
