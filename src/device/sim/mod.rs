@@ -79,6 +79,20 @@ impl Sim {
         self.stand_ins.borrow_mut().insert(entry.name, other.to_string());
     }
 
+    /// Launches a kernel of the simulator by its name, whether or not the crate's table has it: its own tests do.
+    ///
+    /// # Errors
+    /// There is no such kernel, its parameter has another size, or it failed.
+    pub fn launch_named(&self, name: &str, config: LaunchConfig, args: &[u8]) -> Result<()> {
+        let kernel = self.library.find(name);
+        let kernel = kernel.ok_or_else(|| Error::Failed(format!("the simulator has no kernel {name}")))?;
+        let size = self.library.args_size(kernel);
+        if size != args.len() {
+            return Err(Error::Failed(format!("kernel {name} takes {size} bytes, not {}", args.len())));
+        }
+        self.run(Node::Launch { kernel, config, args: args.to_vec() })
+    }
+
     /// The runtime behind it, for its options.
     pub fn library(&self) -> Library {
         self.library
