@@ -166,13 +166,19 @@ template <class S> struct WgradBlock {
     }
   }
 
+  // The vector at channel c is 16 bytes of one operand in memory.
+  __device__ __forceinline__ bool copies_z(int c) const {
+    const int c0 = a.c0, c1 = a.c1;
+    return c >= c0 ? c < c0 + c1 && (a.flags & WGRAD_X1_VECTORS) : (a.flags & WGRAD_X0_VECTORS) != 0;
+  }
+
   __device__ __forceinline__ void issue_z(const WgradTile& at, T* zs) const {
     constexpr int VECTORS = S::CT / S::V, PIXELS_AT_ONCE = S::THREADS / VECTORS;
     const int v = threadIdx.x % VECTORS * S::V, first = threadIdx.x / VECTORS;
     const int c = c_first + v, c0 = a.c0, c1 = a.c1;
     const bool second = c >= c0, constant = a.flags & WGRAD_X1_CONSTANT;
     zs += v;
-    if (second ? c < c0 + c1 && (a.flags & WGRAD_X1_VECTORS) : (a.flags & WGRAD_X0_VECTORS) != 0) {
+    if (copies_z(c)) {
       const T* src = second ? static_cast<const T*>(a.x1) + (c - c0) : static_cast<const T*>(a.x0) + c;
       const size_t pitch = second ? c1 : c0;
 #pragma unroll 2
@@ -183,7 +189,9 @@ template <class S> struct WgradBlock {
       }
       return;
     }
-    const bool x0_f32 = a.flags & WGRAD_X0_F32, x1_f32 = a.flags & WGRAD_X1_F32;
+    // Element by element, with the prologue before the one rounding: a constant operand is float32, and what distinguishes its images
+    // may be less than a rounding to T.
+    const bool x0_f32 = a.flags & WGRAD_X0_F32, x1_f32 = a.flags & WGRAD_X1_F32, silu = a.flags & WGRAD_SILU;
 #pragma unroll 1
     for (int i = first; i < halo_pixels; i += PIXELS_AT_ONCE) {
       int image;
@@ -195,7 +203,8 @@ template <class S> struct WgradBlock {
         float value = 0.0f;
         if (p >= 0 && cj < c0) value = wgrad_element(a.x0, (size_t)p * c0 + cj, x0_f32);
         else if (p >= 0 && cj < c0 + c1) value = wgrad_element(a.x1, (size_t)row * c1 + (cj - c0), x1_f32);
-        wgrad_set(values.v[j], value);
+        if (p >= 0 && a.scale) value = fmaf(affine_at(0, v + j), value, affine_at(1, v + j));
+        wgrad_set(values.v[j], silu ? wgrad_silu(value, T()) : value);
       }
       *reinterpret_cast<Vector*>(zs + i * S::PITCH_Z) = values;
     }
@@ -245,6 +254,7 @@ template <class S> struct WgradBlock {
   template <bool AFFINE, bool SILU> __device__ __forceinline__ void prologue_of(const WgradTile& at, int stage) const {
     constexpr int VECTORS = S::CT / S::V, PIXELS_AT_ONCE = S::THREADS / VECTORS;
     const int v = threadIdx.x % VECTORS * S::V;
+    if (!copies_z(c_first + v)) return;
     T* zs = z + stage * halo_pixels * S::PITCH_Z + v;
 #pragma unroll 1
     for (int i = threadIdx.x / VECTORS; i < halo_pixels; i += PIXELS_AT_ONCE) {
