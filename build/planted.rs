@@ -21,8 +21,8 @@ const FAULTS: [Fault; 6] = [
     Fault {
         name: "no_barrier",
         file: "conv.cu",
-        text: "__syncthreads();  // this chunk is complete, and nobody reads",
-        becomes: "// this chunk is complete, and nobody reads",
+        text: "      __syncthreads();\n      if (row + 1 < rows",
+        becomes: "\n      if (row + 1 < rows",
     },
     Fault {
         name: "no_barrier_before_results",
