@@ -46,8 +46,8 @@ const FAULTS: [Fault; 6] = [
     Fault {
         name: "no_guard_of_output",
         file: "conv_epilogue.cuh",
-        text: "const int pixel = where[p].x;\n    if (pixel < 0) continue;\n    const size_t at",
-        becomes: "const int pixel = where[p].x;\n\n    const size_t at",
+        text: "    if (pixel < 0) continue;\n    float* result = results + p * RESULT_PITCH<N> + group * V;",
+        becomes: "\n    float* result = results + p * RESULT_PITCH<N> + group * V;",
     },
 ];
 
