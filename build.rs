@@ -5,6 +5,8 @@
 
 #[path = "build/nvcc.rs"]
 mod nvcc;
+#[path = "build/planted.rs"]
+mod planted;
 #[path = "build/sim.rs"]
 mod sim;
 #[path = "build/table.rs"]
@@ -47,8 +49,14 @@ fn simulator(kernels: &Path, sources: &[table::Source], out: &Path) -> Result<()
         match find_gxx() {
             None => Err("g++ was not found: install it (Debian: apt install g++), or set CXX".to_string()),
             Some(gxx) => {
-                let files: Vec<_> = sources.iter().map(|s| (s.path.clone(), s.kernel_names())).collect();
-                sim::build_simulator(&gxx, kernels, &files, &out.join("sim"))
+                let out = out.join("sim");
+                // Kernels that test the simulator are in it, but not in the crate's table.
+                let of_tests = table::scan(&kernels.join("sim/tests"));
+                let planted = planted::write(kernels, &out.join("planted"));
+                of_tests.and_then(|of_tests| {
+                    let files: Vec<_> = sources.iter().chain(&of_tests).map(sim::KernelFile::new).collect();
+                    sim::build_simulator(&gxx, kernels, &files, &planted?, &out)
+                })
             }
         }
     };

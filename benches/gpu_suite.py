@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -380,6 +381,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Runs what was asked for."""
     args, root = parse(), HERE.parent
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends like Ctrl-C: nothing is left running
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # device 0 is then the one that nvidia-smi calls 0
     try:
         if args.pack:

@@ -12,6 +12,9 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::table::Source;
+use crate::write_if_changed;
+
 /// What was built.
 pub struct Simulator {
     /// Static libraries to link, in order.
@@ -20,14 +23,37 @@ pub struct Simulator {
     pub has_checker: bool,
 }
 
+/// A file with kernels.
+pub struct KernelFile {
+    pub path: PathBuf,
+    pub names: Vec<String>,
+    /// Put in front of each name.
+    pub prefix: String,
+    /// A comment for the translation unit. When it changes, the file is compiled again.
+    pub note: String,
+}
+
+impl KernelFile {
+    pub fn new(source: &Source) -> Self {
+        let (prefix, note) = (String::new(), String::new());
+        KernelFile { path: source.path.clone(), names: source.kernel_names(), prefix, note }
+    }
+}
+
 /// The C interface of the runtime (`simt_*`; the checker's is `simtc_*`).
 const INTERFACE: [&str; 8] =
     ["register_all", "find", "nparams", "param_size", "malloc", "free", "launch", "set_option"];
+/// The runtime, but for what differs between the variants.
+const RUNTIME: [&str; 7] =
+    ["fibers.cpp", "barriers.cpp", "copies.cpp", "tensor.cpp", "memory.cpp", "lines.cpp", "launch.cpp"];
 /// `-fno-gnu-unique`: symbols that the linker would merge between the variants become ordinary ones that can be hidden.
-const FLAGS: &str = "-std=c++17 -march=x86-64-v3 -g1 -fPIC -fno-extern-tls-init -fno-gnu-unique -w";
+/// `-gdwarf-4`: the table of lines that `lines.cpp` reads.
+/// `-fstack-clash-protection`: a stack that is too small meets its guard page, however large a function's variables are.
+const FLAGS: &str =
+    "-std=c++17 -march=x86-64-v3 -g1 -gdwarf-4 -fPIC -fno-extern-tls-init -fno-gnu-unique -fstack-clash-protection -w";
 const FAST: &str = "-O3";
 const CHECKER: &str = "-O1 -Dsimt_tls_anchor=simtc_tls_anchor";
-const CHECKED_KERNELS: &str = "-fsanitize=thread --param=tsan-instrument-func-entry-exit=0";
+const CHECKED_KERNELS: &str = "-fsanitize=thread,bounds --param=tsan-instrument-func-entry-exit=0";
 
 /// One file to compile.
 struct Unit {
@@ -38,36 +64,43 @@ struct Unit {
     flags: Vec<String>,
 }
 
-/// Compiles the simulator. `kernel_files`: each file with the names of its kernels.
+/// Compiles the simulator of these kernels. `planted`: kernels that only the checker gets.
 pub fn build_simulator(
     gxx: &Path,
     kernels: &Path,
-    kernel_files: &[(PathBuf, Vec<String>)],
+    files: &[KernelFile],
+    planted: &[KernelFile],
     out: &Path,
 ) -> Result<Simulator, String> {
     fs::create_dir_all(out).map_err(|e| format!("{}: {e}", out.display()))?;
     let sim = kernels.join("sim");
-    let registrations = write_registrations(kernel_files, out)?;
+    let ordinary: Vec<&KernelFile> = files.iter().collect();
+    let registrations = write_registrations(&ordinary, "reg_all", out)?;
+    let all: Vec<&KernelFile> = files.iter().chain(planted).collect();
+    let checked_registrations = write_registrations(&all, "reg_all_checked", out)?;
     let include = |dir: &Path| vec!["-I".to_string(), dir.display().to_string()];
     let includes = [include(&sim.join("shim")), include(kernels), include(&sim)].concat();
+    // Messages name files below these folders.
+    let shorter = [kernels, &out.join("planted")].map(|dir| format!("-fmacro-prefix-map={}/=", dir.display()));
     let (mut units, mut variants) = (Vec::new(), Vec::new());
-    for (variant, flags, kernel_flags, hooks) in
-        [("fast", FAST, "", "simt_nocheck.cpp"), ("check", CHECKER, CHECKED_KERNELS, "simt_check.cpp")]
-    {
+    for (variant, flags, kernel_flags, hooks, registrations) in [
+        ("fast", FAST, "", "nocheck.cpp", &registrations),
+        ("check", CHECKER, CHECKED_KERNELS, "check.cpp", &checked_registrations),
+    ] {
         let words = |text: &str| text.split(' ').filter(|w| !w.is_empty()).map(str::to_string).collect::<Vec<_>>();
-        let base = [words(FLAGS), words(flags), includes.clone()].concat();
+        let base = [words(FLAGS), words(flags), includes.clone(), shorter.to_vec()].concat();
         let object = |source: &Path| {
             let stem = source.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
             out.join(format!("{variant}_{stem}.o"))
         };
         let of_kernels = [base.clone(), words(kernel_flags), words("-x c++ -include simt.h")].concat();
         let mut objects = Vec::new();
-        for (source, kernels) in &registrations {
+        for (source, kernels) in registrations {
             let (object, source, kernels) = (object(source), source.clone(), kernels.clone());
             objects.push(object.clone());
             units.push(Unit { source, kernels, object, flags: of_kernels.clone() });
         }
-        for source in [sim.join("simt.cpp"), sim.join(hooks)] {
+        for source in RUNTIME.iter().chain([&hooks]).map(|name| sim.join(name)) {
             objects.push(object(&source));
             units.push(Unit { object: object(&source), source, kernels: None, flags: base.clone() });
         }
@@ -85,29 +118,34 @@ pub fn build_simulator(
 }
 
 /// A translation unit for each kernel file that includes it and enters its kernels into the runtime's table, and one that calls all.
+/// Returns (unit, kernel file).
 fn write_registrations(
-    kernel_files: &[(PathBuf, Vec<String>)],
+    files: &[&KernelFile],
+    all: &str,
     out: &Path,
 ) -> Result<Vec<(PathBuf, Option<PathBuf>)>, String> {
-    let write = |path: &Path, text: String| {
-        // Left alone where nothing changed, so that it need not be compiled again.
-        if fs::read_to_string(path).is_ok_and(|old| old == text) {
-            return Ok(());
-        }
-        fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))
-    };
     let (mut units, mut calls, mut declarations) = (Vec::new(), String::new(), String::new());
-    for (file, names) in kernel_files.iter().filter(|(_, names)| !names.is_empty()) {
-        let stem = file.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
-        let entries: String = names.iter().map(|n| format!("  SIMT_KERNEL({n});\n")).collect();
+    for file in files.iter().filter(|file| !file.names.is_empty()) {
+        let stem = file.path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+        let (stem, prefix) = (format!("{}{stem}", file.prefix), &file.prefix);
+        let (mut renames, mut entries) = (String::new(), String::new());
+        for name in &file.names {
+            if !prefix.is_empty() {
+                renames.push_str(&format!("#define {name} {prefix}{name}\n"));
+            }
+            // The kernel's name is the text of the argument, which a macro would not change there.
+            entries.push_str(&format!("  SIMT_KERNEL({prefix}{name});\n"));
+        }
         let unit = out.join(format!("reg_{stem}.cpp"));
-        write(&unit, format!("#include {file:?}\nextern \"C\" void simt_reg_{stem}() {{\n{entries}}}\n"))?;
-        units.push((unit, Some(file.clone())));
+        let (note, path) = (&file.note, &file.path);
+        let text = format!("{note}{renames}#include {path:?}\nextern \"C\" void simt_reg_{stem}() {{\n{entries}}}\n");
+        write_if_changed(&unit, &text)?;
+        units.push((unit, Some(file.path.clone())));
         declarations.push_str(&format!("extern \"C\" void simt_reg_{stem}();\n"));
         calls.push_str(&format!("  simt_reg_{stem}();\n"));
     }
-    let all = out.join("reg_all.cpp");
-    write(&all, format!("{declarations}extern \"C\" void simt_register_all() {{\n{calls}}}\n"))?;
+    let all = out.join(format!("{all}.cpp"));
+    write_if_changed(&all, &format!("{declarations}extern \"C\" void simt_register_all() {{\n{calls}}}\n"))?;
     units.push((all, None));
     Ok(units)
 }
@@ -153,7 +191,7 @@ fn compile(gxx: &Path, unit: &Unit, headers: u64) -> Result<(), String> {
 /// A fingerprint of the headers of kernels and runtime: a change in any recompiles everything.
 fn fingerprint(kernels: &Path) -> Result<u64, String> {
     let mut hasher = DefaultHasher::new();
-    for (folder, endings) in [("", &["cuh"][..]), ("sim", &["h"]), ("sim/shim", &["h"])] {
+    for (folder, endings) in [("", &["cuh"][..]), ("sim", &["h"]), ("sim/shim", &["h"]), ("sim/tests", &["cuh"])] {
         let folder = kernels.join(folder);
         let entries = fs::read_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         let is_header = |p: &PathBuf| p.extension().and_then(|e| e.to_str()).is_some_and(|e| endings.contains(&e));

@@ -21,21 +21,17 @@ template <class TI, class TW>
 static __device__ __forceinline__ void add_tap(float (&acc)[4], const Source<TI>& s, int pixel, int image, const unsigned char* w,
                                                size_t chunk_bytes) {
   constexpr int E = VECTOR<TW>;
-  const TI* base;
-  int stride;
-  bool by_image;
   // Unit c / E of the filter for the first of the four output channels; the others follow it.
   auto row = [&](int c) {
     const int unit = c / E;
     return w + unit / CONV_CHUNK_UNITS * chunk_bytes + unit % CONV_CHUNK_UNITS * CONV_PACK_CHANNELS * CONV_UNIT_BYTES;
   };
   // A unit of the filter may be two of the input: they lie in one tensor where the border between the tensors allows it.
-  if (s.vector && s.c0 % E == 0 && s.c1 % E == 0) {
+  if (s.vector && !s.constant && s.c0 % E == 0 && s.c1 % E == 0) {
 #pragma unroll 1
     for (int c = 0; c < s.channels(); c += E) {
       float z[E];
-      s.tensor_of(c, base, stride, by_image);
-      load_elements<E>(row_of(base, by_image ? image : pixel, stride), true, z);
+      load_elements<E>(c < s.c0 ? row_of(s.x0 + c, pixel, s.c0) : row_of(s.x1 + (c - s.c0), pixel, s.c1), true, z);
 #pragma unroll
       for (int j = 0; j < E; j++) z[j] = s.prepared(z[j], c + j);
 #pragma unroll
@@ -50,8 +46,7 @@ static __device__ __forceinline__ void add_tap(float (&acc)[4], const Source<TI>
   }
 #pragma unroll 1
   for (int c = 0; c < s.channels(); c++) {
-    s.tensor_of(c, base, stride, by_image);
-    const float z = s.prepared(to_float(*row_of(base, by_image ? image : pixel, stride)), c);
+    const float z = s.prepared(s.element(c, make_int2(pixel, image)), c);
     const TW* f = reinterpret_cast<const TW*>(row(c)) + c % E;
 #pragma unroll
     for (int k = 0; k < 4; k++) acc[k] = fmaf(z, to_float(__ldg(f + k * E)), acc[k]);

@@ -141,27 +141,28 @@ template <class T> static __device__ __forceinline__ T* row_of(T* base, int row,
 // One or two tensors that stand for their concatenation along channels, with what happens to them on the way in.
 template <class T> struct Source {
   const T *x0, *x1;
+  const float* constant;  // or instead of x1: [image, c1], the same at every pixel. float32, so that a norm sees it unrounded
   int c0, c1;
-  bool x1_constant;  // [image, c1]
-  bool vector;       // units never straddle two tensors and lie at multiples of 16 bytes
+  bool vector;  // units never straddle two tensors and lie at multiples of 16 bytes
   const float *scale, *shift;
   bool silu;
 
-  __device__ Source(const void* x0_, const void* x1_, uint32_t c0_, uint32_t c1_, bool constant, const float* scale_,
+  __device__ Source(const void* x0_, const void* x1_, uint32_t c0_, uint32_t c1_, bool x1_constant, const float* scale_,
                     const float* shift_, bool silu_)
-      : x0(static_cast<const T*>(x0_)), x1(static_cast<const T*>(x1_)), c0((int)c0_), c1((int)c1_), x1_constant(constant),
-        scale(scale_), shift(shift_), silu(silu_) {
+      : x0(static_cast<const T*>(x0_)), x1(x1_constant ? nullptr : static_cast<const T*>(x1_)),
+        constant(x1_constant ? static_cast<const float*>(x1_) : nullptr), c0((int)c0_), c1((int)c1_), scale(scale_), shift(shift_),
+        silu(silu_) {
     constexpr int E = VECTOR<T>;
     vector = c0 % E == 0 && c1 % E == 0 && aligned16(x0) && aligned16(x1);
   }
   __device__ __forceinline__ int channels() const { return c0 + c1; }
   __device__ __forceinline__ bool changes() const { return scale != nullptr || silu; }
-  // The tensor that holds a channel: element (row, channel) is base[row * stride].
-  __device__ __forceinline__ void tensor_of(int channel, const T*& base, int& stride, bool& by_image) const {
-    const bool first = channel < c0;
-    base = first ? x0 + channel : x1 + (channel - c0);
-    stride = first ? c0 : c1;
-    by_image = !first && x1_constant;
+  __device__ __forceinline__ bool is_constant(int channel) const { return constant && channel >= c0; }
+  // The element of a channel at a pixel, and its image.
+  __device__ __forceinline__ float element(int channel, int2 at) const {
+    if (channel < c0) return to_float(*row_of(x0 + channel, at.x, c0));
+    if (constant) return __ldg(constant + (size_t)at.y * c1 + (channel - c0));
+    return to_float(*row_of(x1 + (channel - c0), at.x, c1));
   }
   // The prologue of one element.
   __device__ __forceinline__ float prepared(float v, int channel) const {
@@ -181,16 +182,14 @@ static __device__ __forceinline__ void start_chunk(const Source<T>& s, int first
   constexpr int E = VECTOR<T>;
   const int unit = threadIdx.x % CONV_CHUNK_UNITS, channel = first + unit * E;
   dst += unit * pitch * CONV_UNIT_BYTES;
-  const T* base = s.x0;
-  int stride = 0;
-  bool by_image = false;
-  const bool present = channel < s.channels();
-  if (s.vector) {
-    if (present) s.tensor_of(channel, base, stride, by_image);
+  if (s.vector && !s.is_constant(channel)) {
+    const bool present = channel < s.channels(), first_tensor = channel < s.c0;
+    const T* base = first_tensor || !present ? s.x0 + (present ? channel : 0) : s.x1 + (channel - s.c0);
+    const int stride = first_tensor ? s.c0 : s.c1;
     for (int p = threadIdx.x / CONV_CHUNK_UNITS; p < count; p += THREADS / CONV_CHUNK_UNITS) {
       const int2 at = where[p];
       const bool inside = present && at.x >= 0;
-      cp_async16(smem_addr(dst + p * CONV_UNIT_BYTES), row_of(base, inside ? (by_image ? at.y : at.x) : 0, stride), inside);
+      cp_async16(smem_addr(dst + p * CONV_UNIT_BYTES), row_of(base, inside ? at.x : 0, stride), inside);
     }
     return;
   }
@@ -201,8 +200,7 @@ static __device__ __forceinline__ void start_chunk(const Source<T>& s, int first
     for (int j = 0; j < E; j++) {
       float v = 0.0f;
       if (at.x >= 0 && channel + j < s.channels()) {
-        s.tensor_of(channel + j, base, stride, by_image);
-        v = s.prepared(to_float(*row_of(base, by_image ? at.y : at.x, stride)), channel + j);
+        v = s.prepared(s.element(channel + j, at), channel + j);
         if (ROUND) v = round_tf32(v);
       }
       out[j] = from_float<T>(v);
@@ -216,7 +214,7 @@ static __device__ __forceinline__ void finish_chunk(const Source<T>& s, int firs
                                                     unsigned char* dst, int pitch) {
   constexpr int E = VECTOR<T>;
   const int unit = threadIdx.x % CONV_CHUNK_UNITS, channel = first + unit * E;
-  if (!s.vector || channel >= s.channels() || !(ROUND || s.changes())) return;
+  if (!s.vector || s.is_constant(channel) || channel >= s.channels() || !(ROUND || s.changes())) return;
   dst += unit * pitch * CONV_UNIT_BYTES;
   float scale[E], shift[E];
 #pragma unroll

@@ -43,12 +43,12 @@ static inline void ldmatrix_x2_trans(uint32_t (&r)[2], smem_t a, PTX_SITE) {
   simt::collective(simt::K_LDMATRIX, 0xffffffffu, &x, simt::ldmatrix_exec, file_, line_);
 }
 // 16 bytes from global to shared memory, asynchronously; zeros where `pred` is false (src is not read then).
-static inline void cp_async16(smem_t dst, const void* src, bool pred = true) {
-  simt::cp_async(simt::smem_ptr(dst), src, 16, pred ? 16 : 0);
+static inline void cp_async16(smem_t dst, const void* src, bool pred = true, PTX_SITE) {
+  simt::cp_async(simt::smem_ptr(dst), src, 16, pred ? 16 : 0, file_, line_);
 }
 // 4 bytes likewise.
-static inline void cp_async4(smem_t dst, const void* src, bool pred = true) {
-  simt::cp_async(simt::smem_ptr(dst), src, 4, pred ? 4 : 0);
+static inline void cp_async4(smem_t dst, const void* src, bool pred = true, PTX_SITE) {
+  simt::cp_async(simt::smem_ptr(dst), src, 4, pred ? 4 : 0, file_, line_);
 }
 static inline void cp_async_commit() { simt::cp_async_commit(); }
 // Waits until at most N groups of this thread are in flight.

@@ -2,7 +2,8 @@
 //
 // math   src/ops/schedule/mod.rs. cosine: angle = start + t (end - start); linear: alpha-bar[floor(999 t)], a running product
 //        emb = [sin(w_i v) | cos(w_i v)], w_i = 2 pi f_i rounded to float32 where PyTorch rounds
-// shapes times [N], rates [N, 2], embedding [N, E] of T, stats [N, E, 2] = (value as stored, 0)
+// shapes times [N], rates [N, 2], embedding [N, E], stats [N, E, 2] = (embedding, 0); all float32 whatever the
+//        activations are: times that differ by less than a rounding to bfloat16 must stay apart
 // map    a warp an image; every thread makes the rates for itself, then its frequencies
 // num    float64, as the angles reach 2 pi 1000; with `single` the schedule rounds to float32 where PyTorch's sampler does. Sine and
 //        cosine by a reduction and polynomials of our own: the library's keep a table in local memory for arguments beyond 10^5. They,
@@ -10,14 +11,14 @@
 // cost   a few numbers an image: latency only. The product of up to 1000 factors is one of 32 by each thread.
 // ref    src/ops/schedule/reference.rs, tests/ops_diffusion.rs, tests/gpu_diffusion.rs
 // limit  E even
-#include "elements.cuh"
+#include <stdint.h>
 
 static constexpr int SCHEDULE_THREADS = 32;  // rust
 
 struct ScheduleArgs {
   const float* times;
   float* rates;
-  void* embedding;
+  float* embedding;
   float* stats;
   double start, span;  // cosine: first angle and last minus first
   double min_bar, max_bar;
@@ -96,14 +97,13 @@ static __device__ __forceinline__ double angular_speed(uint32_t i, uint32_t half
 }
 
 // Writes an element of the embedding and its statistics.
-template <class T> static __device__ __forceinline__ void write_element(T* embedding, float* stats, uint32_t i, double value) {
-  float stored[1] = {(float)value};
-  store(embedding + i, stored);
-  stats[2 * i] = stored[0];
+static __device__ __forceinline__ void write_element(float* embedding, float* stats, uint32_t i, double value) {
+  embedding[i] = (float)value;
+  stats[2 * i] = (float)value;
   stats[2 * i + 1] = 0.0f;
 }
 
-template <class T> static __device__ __forceinline__ void schedule_body(const ScheduleArgs& a) {
+extern "C" __global__ void __launch_bounds__(SCHEDULE_THREADS) schedule_fwd_f32(const __grid_constant__ ScheduleArgs a) {
   const uint32_t image = blockIdx.x, half = a.e / 2;
   double signal, noise;
   schedule_rates(a, a.times[image], signal, noise);
@@ -113,7 +113,7 @@ template <class T> static __device__ __forceinline__ void schedule_body(const Sc
   }
   const double rate = a.embed_signal ? signal : noise;
   const double v = a.single ? (double)__fmul_rn((float)rate, (float)rate) : rate * rate;
-  T* embedding = static_cast<T*>(a.embedding) + (size_t)image * a.e;
+  float* embedding = a.embedding + (size_t)image * a.e;
   float* stats = a.stats + (size_t)image * a.e * 2;
   for (uint32_t i = threadIdx.x; i < half; i += SCHEDULE_THREADS) {
     double sine, cosine;
@@ -121,11 +121,4 @@ template <class T> static __device__ __forceinline__ void schedule_body(const Sc
     write_element(embedding, stats, i, sine);
     write_element(embedding, stats, half + i, cosine);
   }
-}
-
-extern "C" __global__ void __launch_bounds__(SCHEDULE_THREADS) schedule_fwd_f32(const __grid_constant__ ScheduleArgs a) {
-  schedule_body<float>(a);
-}
-extern "C" __global__ void __launch_bounds__(SCHEDULE_THREADS) schedule_fwd_bf16(const __grid_constant__ ScheduleArgs a) {
-  schedule_body<__nv_bfloat16>(a);
 }

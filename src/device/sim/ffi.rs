@@ -117,7 +117,7 @@ impl Library {
         Library { interface, checks }
     }
 
-    /// Sets an option of the runtime for the whole process: "order" (fwd, rev, rand:SEED), "threads", "poison", "strict", "cp".
+    /// Sets an option of the runtime for the whole process: "order" (fwd, rev, rand:SEED), "threads", "poison".
     ///
     /// # Errors
     /// There is no such option.

@@ -52,7 +52,7 @@ impl Sim {
     /// # Errors
     /// This build has no simulator.
     pub fn new() -> Result<Self> {
-        Ok(Sim::with(Library::fast()?))
+        Library::fast().map(Sim::with)
     }
 
     /// The variant that finds races, accesses out of bounds and reads of memory that was never written; a hundred times slower.
@@ -60,7 +60,7 @@ impl Sim {
     /// # Errors
     /// This build does not have it.
     pub fn checked() -> Result<Self> {
-        Ok(Sim::with(Library::checked()?))
+        Library::checked().map(Sim::with)
     }
 
     fn with(library: Library) -> Self {
@@ -77,6 +77,20 @@ impl Sim {
     /// operation says with a kernel that has a fault.
     pub fn stand_in(&self, entry: &'static KernelEntry, other: &str) {
         self.stand_ins.borrow_mut().insert(entry.name, other.to_string());
+    }
+
+    /// Launches a kernel of the simulator by its name, whether or not the crate's table has it: its own tests do.
+    ///
+    /// # Errors
+    /// There is no such kernel, its parameter has another size, or it failed.
+    pub fn launch_named(&self, name: &str, config: LaunchConfig, args: &[u8]) -> Result<()> {
+        let kernel = self.library.find(name);
+        let kernel = kernel.ok_or_else(|| Error::Failed(format!("the simulator has no kernel {name}")))?;
+        let size = self.library.args_size(kernel);
+        if size != args.len() {
+            return Err(Error::Failed(format!("kernel {name} takes {size} bytes, not {}", args.len())));
+        }
+        self.run(Node::Launch { kernel, config, args: args.to_vec() })
     }
 
     /// The runtime behind it, for its options.

@@ -53,6 +53,7 @@ struct ProductArgs {
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct ReduceArgs {
     partial: DevicePtr,
+    partial_res: DevicePtr,
     dw: DevicePtr,
     dw_res: DevicePtr,
     db: DevicePtr,
@@ -60,9 +61,11 @@ struct ReduceArgs {
     border_sums: DevicePtr,
     slices: u32,
     stride: u32,
+    slices_res: u32,
+    stride_res: u32,
     main: u32,
-    res: u32,
     sums: u32,
+    res: u32,
     k: u32,
     centre: u32,
     unused: u32,
@@ -87,7 +90,10 @@ fn instances(arithmetic: Arithmetic, side: u32) -> &'static [Instance] {
             64 x 64 CONV_WGRAD_3X3_64X64_BF16, 64 x 32 CONV_WGRAD_3X3_64X32_BF16,
             32 x 64 CONV_WGRAD_3X3_32X64_BF16, 32 x 32 CONV_WGRAD_3X3_32X32_BF16
         ),
-        (Arithmetic::Bf16, _) => instances!(64 x 64 CONV_WGRAD_1X1_64X64_BF16, 32 x 32 CONV_WGRAD_1X1_32X32_BF16),
+        (Arithmetic::Bf16, _) => instances!(
+            64 x 64 CONV_WGRAD_1X1_64X64_BF16, 64 x 32 CONV_WGRAD_1X1_64X32_BF16,
+            32 x 64 CONV_WGRAD_1X1_32X64_BF16, 32 x 32 CONV_WGRAD_1X1_32X32_BF16
+        ),
         (Arithmetic::Tf32, 3) => instances!(
             64 x 64 CONV_WGRAD_3X3_64X64_TF32, 64 x 32 CONV_WGRAD_3X3_64X32_TF32,
             32 x 64 CONV_WGRAD_3X3_32X64_TF32, 32 x 32 CONV_WGRAD_3X3_32X32_TF32
@@ -149,7 +155,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// The plan that should be quickest. Slices fill the GPU, or are given.
+    /// The plan that should be quickest, with as many slices as fill the GPU.
     ///
     /// Costs are counted in products of a multiprocessor: those of the tiles, and for each element that it moves as many as it
     /// does meanwhile. Large blocks read their operands less often, small ones write and add fewer partial sums.
@@ -159,14 +165,13 @@ impl Plan {
         tiling: &Tiling,
         side: u32,
         [c, k]: [usize; 2],
-        slices: Option<usize>,
     ) -> Result<Self> {
         const PRODUCTS_PER_ELEMENT: usize = 92;
         let taps = (side * side) as usize;
         let at_once = if side == 3 { BLOCKS_3X3 } else { BLOCKS_1X1 };
         let plans = instances.iter().filter_map(|instance| {
             let blocks = c.div_ceil(instance.c) * k.div_ceil(instance.k);
-            let slices = slices.unwrap_or((at_once / blocks).clamp(1, tiling.count));
+            let slices = (at_once / blocks).clamp(1, tiling.count);
             let products = taps * instance.c * instance.k;
             let read = instance.c * tiling.halo_pixels(side) + instance.k * tiling.pixels;
             // A partial sum is written and read, in float32.
@@ -200,14 +205,17 @@ struct Product<'a, L: Launcher> {
     c: [u32; 2],
     side: u32,
     plan: Plan,
-    /// Where its rows begin in a slice.
-    first: usize,
+    /// With border sums.
     sums: bool,
+    partial: Partial,
 }
 
-/// Partial sums.
+/// Partial sums: slices of [taps, channels, K], then [taps, K] of border sums.
+#[derive(Clone, Copy)]
 struct Partial {
     ptr: DevicePtr,
+    slices: usize,
+    /// Elements of a slice; a multiple of four.
     stride: usize,
     /// Where the border sums begin in a slice.
     sums: usize,
@@ -240,46 +248,52 @@ fn launch<'a, L: Launcher>(
     out: WeightGradients<'_, Gpu<L>>,
 ) -> Result<()> {
     let dtype = gpu.activation_dtype();
-    let (c, r, k, taps) = (d.c(), d.r(), d.k as usize, d.taps());
-    let tiling = Tiling::new(d, dtype);
-    let plan = Plan::new(instances[0], dtype, &tiling, d.side, [c, k], None)?;
-    let slices = plan.slices;
-
-    // A slice holds dW, dR and the border sums, and ends at a multiple of four elements.
+    let (k, taps) = (d.k as usize, d.taps());
     let with_sums = out.db.is_some() || out.db_res.is_some() || out.border_sums.is_some();
-    let (main, res, sums) = (taps * c * k, r * k, if with_sums { taps * k } else { 0 });
-    let stride = (main + res + sums).next_multiple_of(4);
-    let workspace = gpu.alloc(slices * stride)?;
-    let partial = Partial { ptr: Gpu::<L>::all(&workspace).ptr(), stride, sums: main + res };
-    let product = Product { input, prologue, c: [d.c0, d.c1], side: d.side, plan, first: 0, sums: with_sums };
-    launch_product(gpu, d, &tiling, &partial, dy, product)?;
+    let (main, res, sums) = (taps * d.c() * k, d.r() * k, if with_sums { taps * k } else { 0 });
+
+    let tiling = Tiling::new(d, dtype);
+    let plan = Plan::new(instances[0], dtype, &tiling, d.side, [d.c(), k])?;
+    let (stride, stride_res) = ((main + sums).next_multiple_of(4), res.next_multiple_of(4));
+    let workspace = gpu.alloc(plan.slices * stride)?;
+    let partial = Partial { ptr: Gpu::<L>::all(&workspace).ptr(), slices: plan.slices, stride, sums: main };
+    let product = Product { input, prologue, c: [d.c0, d.c1], side: d.side, plan, sums: with_sums, partial };
+    launch_product(gpu, d, &tiling, dy, product)?;
+
+    let mut workspace_res = None;
+    let mut partial_res = Partial { ptr: DevicePtr::NULL, slices: 0, stride: stride_res, sums: res };
     if let Some(input) = residual {
-        // In the same slices, so that one reduction adds both.
-        let plan = Plan::new(instances[1], dtype, &tiling, 1, [r, k], Some(slices))?;
-        let product =
-            Product { input, prologue: Prologue::none(), c: [d.r0, d.r1], side: 1, plan, first: main, sums: false };
-        launch_product(gpu, d, &tiling, &partial, dy, product)?;
+        let tiling = Tiling::new(&ConvDims { side: 1, ..*d }, dtype);
+        let plan = Plan::new(instances[1], dtype, &tiling, 1, [d.r(), k])?;
+        let workspace = workspace_res.insert(gpu.alloc(plan.slices * stride_res)?);
+        partial_res = Partial { ptr: Gpu::<L>::all(workspace).ptr(), slices: plan.slices, ..partial_res };
+        let (c, prologue) = ([d.r0, d.r1], Prologue::none());
+        let product = Product { input, prologue, c, side: 1, plan, sums: false, partial: partial_res };
+        launch_product(gpu, d, &tiling, dy, product)?;
     }
 
-    let groups = 1 << slices.min(REDUCE_GROUPS).ilog2();
+    let groups = 1 << partial.slices.max(partial_res.slices).min(REDUCE_GROUPS).ilog2();
     let result = |view: Option<GpuSliceMut<'_>>| view.map_or(DevicePtr::NULL, |view| view.ptr());
     let args = ReduceArgs {
         partial: partial.ptr,
+        partial_res: partial_res.ptr,
         dw: out.dw.ptr(),
         dw_res: result(out.dw_res),
         db: result(out.db),
         db_res: result(out.db_res),
         border_sums: result(out.border_sums),
-        slices: slices as u32,
+        slices: partial.slices as u32,
         stride: stride as u32,
+        slices_res: partial_res.slices as u32,
+        stride_res: stride_res as u32,
         main: main as u32,
-        res: res as u32,
         sums: sums as u32,
+        res: res as u32,
         k: d.k,
         centre: (taps / 2 * k) as u32,
         unused: 0,
     };
-    let blocks = (main + res + sums).div_ceil(128) as u32;
+    let blocks = (stride + stride_res).div_ceil(128) as u32;
     gpu.launch(&kernels::CONV_WGRAD_REDUCE_F32, [blocks, 1, 1], [32, groups, 1], groups * 512, &args)
 }
 
@@ -287,12 +301,11 @@ fn launch_product<L: Launcher>(
     gpu: &Gpu<L>,
     d: &ConvDims,
     tiling: &Tiling,
-    partial: &Partial,
     dy: GpuSlice<'_>,
     product: Product<'_, L>,
 ) -> Result<()> {
     let dtype = gpu.activation_dtype();
-    let Product { input, prologue, c: [c0, c1], side, plan, first, sums } = product;
+    let Product { input, prologue, c: [c0, c1], side, plan, sums, partial } = product;
     let lanes = 16 / dtype.size() as u32;
     // Vectors: the kernel's own element type, at addresses and channels of multiples of 16 bytes.
     let vectors = |view: GpuSlice<'_>, channels: &[u32]| {
@@ -317,7 +330,7 @@ fn launch_product<L: Launcher>(
         scale: ptr(scale),
         shift: ptr(shift),
         dy: dy.ptr(),
-        partial: partial.ptr.offset(first * 4),
+        partial: partial.ptr,
         partial_sums: partial.ptr.offset(partial.sums * 4),
         n: d.n,
         h: d.h,
@@ -335,7 +348,7 @@ fn launch_product<L: Launcher>(
         unused: 0,
     };
     let Instance { c, k, kernel } = plan.instance;
-    let grid = [d.k.div_ceil(*k as u32), plan.slices as u32, (c0 + c1).div_ceil(*c as u32)];
+    let grid = [d.k.div_ceil(*k as u32), partial.slices as u32, (c0 + c1).div_ceil(*c as u32)];
     let threads = if side == 3 { kernels::WGRAD_THREADS_3X3 } else { kernels::WGRAD_THREADS_1X1 };
     gpu.launch(kernel, grid, [threads, 1, 1], plan.shared as u32, &args)
 }
