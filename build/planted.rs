@@ -18,12 +18,7 @@ const FILE: &str = "conv.cu";
 /// The instance that the test runs; the others are left out.
 const KERNEL: &str = "conv_fwd_m64n32_f32";
 const FAULTS: [Fault; 6] = [
-    Fault {
-        name: "no_barrier",
-        file: "conv.cu",
-        text: "__syncthreads();  // this chunk is complete, and nobody reads",
-        becomes: "// this chunk is complete, and nobody reads",
-    },
+    Fault { name: "no_barrier", file: "conv.cu", text: "any more.\n      __syncthreads();", becomes: "any more.\n" },
     Fault {
         name: "no_barrier_before_results",
         file: "conv.cu",
@@ -46,8 +41,8 @@ const FAULTS: [Fault; 6] = [
     Fault {
         name: "no_guard_of_output",
         file: "conv_epilogue.cuh",
-        text: "const int pixel = where[p].x;\n    if (pixel < 0) continue;\n    const size_t at",
-        becomes: "const int pixel = where[p].x;\n\n    const size_t at",
+        text: "if (pixel < 0) continue;\n    float* result =",
+        becomes: "\n    float* result =",
     },
 ];
 
