@@ -1,5 +1,5 @@
-// planted.cu: kernels with one fault each. The comment `BUG` stands on the line that the report must name; tests/simulator.rs looks
-// it up. Blocks of 64 threads; n elements in `in` and `out`.
+// planted.cu: kernels with one fault each. The comment `BUG` stands on the line that the report must name;
+// tests/simulator.rs looks it up. Blocks of 64 threads; n elements in `in` and `out`.
 #include "args.cuh"
 
 extern "C" __global__ void sim_test_divergent_barrier(const __grid_constant__ SimTestArgs a) {
@@ -116,7 +116,7 @@ extern "C" __global__ void sim_test_missing_syncwarp(const __grid_constant__ Sim
   __shared__ float values[64];
   values[threadIdx.x] = 1.0f;
   const int lane = __shfl_xor_sync(0xffffffffu, (int)threadIdx.x, 1);  // a shuffle does not order memory
-  out<float>(a)[threadIdx.x] = values[lane];  // BUG missing_syncwarp
+  out<float>(a)[threadIdx.x] = values[lane];                           // BUG missing_syncwarp
 }
 
 extern "C" __global__ void sim_test_global_race(const __grid_constant__ SimTestArgs a) {
