@@ -4,6 +4,7 @@
     python benches/torch_peer.py --tuned-allocator              # the same with a glibc that keeps freed memory
     python benches/torch_peer.py --tuned-allocator --compile    # plus torch.compile
     python benches/torch_peer.py --engine target/release/ddim-engine --rounds 5
+    python benches/torch_peer.py --device cuda --engine target/release/ddim-engine    # the variants of torch_cuda.py, on a GPU
 
 A step is q_sample with fresh noise and times, forward, loss, backward and AdamW, on one resident batch. Every measurement runs
 in its own child process, so that peaks of memory do not mix and allocator settings apply from the start; this process never
@@ -410,11 +411,12 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: the variants of torch_cuda.py")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=64, help="height and width in pixels, a multiple of 16")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--steps", type=int, default=10, help="timed steps in each process")
-    parser.add_argument("--warmup", type=int, default=2, help="steps before those, not timed")
+    parser.add_argument("--steps", type=int, help="timed steps in each process [10, on a GPU 100]")
+    parser.add_argument("--warmup", type=int, help="steps before those, not timed [2, on a GPU 20]")
     parser.add_argument("--tuned-allocator", action="store_true", help="set glibc to keep freed memory")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
@@ -422,6 +424,7 @@ def parse() -> argparse.Namespace:
     layout = parser.add_mutually_exclusive_group()
     layout.add_argument("--channels-last", dest="channels_last", action="store_true", default=True, help="NHWC in memory (default)")
     layout.add_argument("--nchw", dest="channels_last", action="store_false", help="PyTorch's default layout")
+    parser.add_argument("--variant", action="append", metavar="NAME", help="with --device cuda: only this one; may be repeated")
     parser.add_argument("--json", metavar="FILE", help="write all measurements there, - for the screen")
     parser.add_argument("--engine", metavar="PATH", help="a ddim-engine binary to alternate with")
     parser.add_argument("--engine-args", default="", metavar="ARGS", help="further arguments of its `bench step`, in one string")
@@ -429,6 +432,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--wait-idle", type=float, default=0.0, metavar="SECONDS", help="wait so long at most for a quiet machine before each run")
     parser.add_argument("--child", metavar="OPTIONS", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    on_gpu = args.device == "cuda"
+    args.steps = args.steps if args.steps is not None else (100 if on_gpu else 10)
+    args.warmup = args.warmup if args.warmup is not None else (20 if on_gpu else 2)
+    if on_gpu:
+        from torch_cuda import VARIANTS
+
+        args.variant = args.variant or list(VARIANTS)
+        unknown = [name for name in args.variant if name not in VARIANTS]
+        if unknown:
+            parser.error(f"--variant {unknown[0]}: expected one of {', '.join(VARIANTS)}")
+        if args.compile or args.bf16 or args.fused_adamw or args.tuned_allocator or not args.channels_last:
+            parser.error("with --device cuda a --variant says how PyTorch runs; leave the CPU's options out")
+    elif args.variant:
+        parser.error("--variant is for --device cuda")
     if min(args.batch, args.threads, args.steps, args.rounds) < 1 or args.warmup < 0:
         parser.error("--batch, --threads, --steps and --rounds must be at least 1, --warmup at least 0")
     if args.image_size < 16 or args.image_size % 16:
@@ -438,12 +455,39 @@ def parse() -> argparse.Namespace:
     return args
 
 
+def main_on_gpu(args: argparse.Namespace) -> int:
+    """Measures the variants of torch_cuda.py; 1 if one failed."""
+    import torch_cuda
+
+    text = ""
+
+    def save(runs: list[dict[str, Any]], comparisons: list[dict[str, Any]]) -> None:
+        nonlocal text
+        text = json.dumps({"processor": processor(), "comparisons": comparisons, "runs": runs}, indent=1)
+        if args.json and args.json != "-":
+            Path(args.json).write_text(text + "\n")
+
+    passed = torch_cuda.measure_all(args, save)
+    if args.json == "-":
+        print(text)
+    return int(not passed)
+
+
 def main() -> int:
     """Measures as asked; 1 if a child failed."""
     args = parse()
     if args.child:
-        print(json.dumps(measure(argparse.Namespace(**json.loads(args.child)))))
+        options = json.loads(args.child)
+        if options.get("device") == "cuda":
+            import torch_cuda
+
+            result = torch_cuda.measure(options)
+        else:
+            result = measure(argparse.Namespace(**options))
+        print(json.dumps(result))
         return 0
+    if args.device == "cuda":
+        return main_on_gpu(args)
     try:
         if args.engine:
             runs = compare(args)

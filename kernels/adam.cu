@@ -6,9 +6,9 @@
 // map    a thread four neighbouring elements
 // num    float32, as PyTorch's fused optimiser; elementwise, so deterministic
 // cost   36 bytes an element with average, 28 without: the seed's 3.6 M parameters 128 MB, 30 us at 4.3 TB/s
-// ref    src/ops/adam/reference.rs, tests/ops_adam.rs
+// ref    src/ops/adam/reference.rs, tests/ops_adam.rs, tests/gpu_diffusion.rs
 // limit  n below 2^34
-#include <stdint.h>
+#include "elements.cuh"
 
 struct AdamArgs {
   float* params;
@@ -39,40 +39,30 @@ static __device__ __forceinline__ void adam_update(const AdamScalars& k, float& 
   p = p * k.shrink - k.step_size * (m / (sqrtf(v) * k.correction + k.eps));
 }
 
+// Updates V elements.
+template <int V> static __device__ __forceinline__ void adam_elements(const AdamArgs& a, const AdamScalars& k, uint64_t at) {
+  float p[V], g[V], m[V], v[V], ema[V] = {};
+  load(a.params + at, p), load(a.grads + at, g), load(a.m + at, m), load(a.v + at, v);
+  if (a.ema) load(a.ema + at, ema);
+#pragma unroll
+  for (int i = 0; i < V; i++) {
+    adam_update(k, p[i], g[i], m[i], v[i]);
+    ema[i] += k.gain_ema * (p[i] - ema[i]);
+  }
+  store(a.params + at, p), store(a.m + at, m), store(a.v + at, v);
+  if (a.ema) store(a.ema + at, ema);
+}
+
 extern "C" __global__ void __launch_bounds__(256) adam_step_f32(const __grid_constant__ AdamArgs a) {
   if (!adam_applies(a.guard)) return;
   const AdamScalars k = adam_scalars(a.scalars);
   const uint64_t first = ((uint64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
   const size_t addresses = (size_t)a.params | (size_t)a.grads | (size_t)a.m | (size_t)a.v | (size_t)a.ema;
   if (addresses % 16 == 0 && first + 4 <= a.n) {
-    float4 p = *reinterpret_cast<float4*>(a.params + first), m = *reinterpret_cast<float4*>(a.m + first);
-    float4 v = *reinterpret_cast<float4*>(a.v + first);
-    const float4 g = *reinterpret_cast<const float4*>(a.grads + first);
-    adam_update(k, p.x, g.x, m.x, v.x);
-    adam_update(k, p.y, g.y, m.y, v.y);
-    adam_update(k, p.z, g.z, m.z, v.z);
-    adam_update(k, p.w, g.w, m.w, v.w);
-    *reinterpret_cast<float4*>(a.params + first) = p;
-    *reinterpret_cast<float4*>(a.m + first) = m;
-    *reinterpret_cast<float4*>(a.v + first) = v;
-    if (a.ema) {
-      float4 e = *reinterpret_cast<float4*>(a.ema + first);
-      e.x += k.gain_ema * (p.x - e.x);
-      e.y += k.gain_ema * (p.y - e.y);
-      e.z += k.gain_ema * (p.z - e.z);
-      e.w += k.gain_ema * (p.w - e.w);
-      *reinterpret_cast<float4*>(a.ema + first) = e;
-    }
+    adam_elements<4>(a, k, first);
     return;
   }
-  for (uint64_t i = first; i < first + 4 && i < a.n; i++) {
-    float p = a.params[i], m = a.m[i], v = a.v[i];
-    adam_update(k, p, a.grads[i], m, v);
-    a.params[i] = p;
-    a.m[i] = m;
-    a.v[i] = v;
-    if (a.ema) a.ema[i] += k.gain_ema * (p - a.ema[i]);
-  }
+  for (uint64_t i = first; i < first + 4 && i < a.n; i++) adam_elements<1>(a, k, i);
 }
 
 struct EmaArgs {

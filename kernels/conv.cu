@@ -9,7 +9,8 @@
 // map    a block makes M pixels (rows x cols of one image, or several small images) by N output channels. Per chunk of 4 units of
 //        input channels it brings the tile with its halo to shared memory once, applies the prologue there once per element, and
 //        runs over the nine taps by moving the address: every tap reads the same chunk. A warp makes WM x WN; per step of two units
-//        it loads A (pixels) and B (filter) by ldmatrix and multiplies by mma.sync. Two chunks are in flight.
+//        it loads A (pixels) and B (filter) by ldmatrix and multiplies by mma.sync. While a row of the filter is used, the next row
+//        and the next chunk are on their way.
 // types  bfloat16: m16n8k16. float32: m16n8k8 in tf32; ldmatrix of 16-byte rows gives the fragments of both. `tf32` rounds operands
 //        to nearest before; `f32` splits each operand into a part of 11 bits and the exact rest and adds three products, which
 //        has the accuracy of float32.
@@ -81,30 +82,25 @@ struct Fp32 {
 // Bytes of one tap of a chunk for CONV_PACK_CHANNELS output channels.
 static constexpr int TAP_BYTES = CONV_CHUNK_UNITS * CONV_PACK_CHANNELS * CONV_UNIT_BYTES;
 
-// One chunk: SIDE x SIDE taps of two steps each. `pixels[i]`: byte address, in the chunk, of this lane's row of the i-th A matrix at
-// the first tap; `w`: of this lane's row of B. `unit` and `row`: bytes from a unit to the next and from a row of pixels to the next.
-template <class Math, int SIDE, int MI, int NI>
-static __device__ __forceinline__ void multiply_chunk(float (&acc)[MI][NI][4], const smem_t (&pixels)[MI], smem_t w, int unit, int row) {
-#pragma unroll 1
-  for (int dy = 0; dy < SIDE; dy++) {
+// One row of the filter on one chunk: TAPS taps of two steps each. `pixels[i]`: byte address, in the chunk, of this lane's row of the
+// i-th A matrix at the first tap; `w`: of this lane's row of B. `unit`: bytes from a unit of pixels to the next.
+template <class Math, int TAPS, int MI, int NI>
+static __device__ __forceinline__ void multiply_row(float (&acc)[MI][NI][4], const smem_t (&pixels)[MI], smem_t w, int unit) {
 #pragma unroll
-    for (int dx = 0; dx < SIDE; dx++) {
+  for (int tap = 0; tap < TAPS; tap++) {
 #pragma unroll
-      for (int step = 0; step < CONV_CHUNK_UNITS; step += 2) {
-        uint32_t x[MI][4], b[NI][2];
-        const int shift = dy * row + dx * CONV_UNIT_BYTES + step * unit;
+    for (int step = 0; step < CONV_CHUNK_UNITS; step += 2) {
+      uint32_t x[MI][4], b[NI][2];
 #pragma unroll
-        for (int i = 0; i < MI; i++) ldmatrix_x4(x[i], pixels[i] + shift);
+      for (int i = 0; i < MI; i++) ldmatrix_x4(x[i], pixels[i] + tap * CONV_UNIT_BYTES + step * unit);
 #pragma unroll
-        for (int j = 0; j < NI; j += 2) {
-          uint32_t r[4];
-          ldmatrix_x4(r, w + dx * TAP_BYTES + step * CONV_PACK_CHANNELS * CONV_UNIT_BYTES + j * 8 * CONV_UNIT_BYTES);
-          b[j][0] = r[0], b[j][1] = r[1], b[j + 1][0] = r[2], b[j + 1][1] = r[3];
-        }
-        Math::multiply(acc, x, b);
+      for (int j = 0; j < NI; j += 2) {
+        uint32_t r[4];
+        ldmatrix_x4(r, w + tap * TAP_BYTES + (step * CONV_PACK_CHANNELS + j * 8) * CONV_UNIT_BYTES);
+        b[j][0] = r[0], b[j][1] = r[1], b[j + 1][0] = r[2], b[j + 1][1] = r[3];
       }
+      Math::multiply(acc, x, b);
     }
-    w += SIDE * TAP_BYTES;
   }
 }
 
@@ -112,7 +108,7 @@ template <class Math, int M, int N, int WM, int WN> static __device__ __forceinl
   extern __shared__ __align__(128) unsigned char smem[];
   typedef typename Math::T T;
   constexpr int WARPS_M = M / WM, THREADS = WARPS_M * (N / WN) * 32, MI = WM / 16, NI = WN / 8;
-  constexpr int CHUNK = CONV_CHUNK_UNITS * Unit<T>::COUNT, PACKS = N / CONV_PACK_CHANNELS;
+  constexpr int CHUNK = CONV_CHUNK_UNITS * VECTOR<T>, PACKS = N / CONV_PACK_CHANNELS;
   static_assert(CONV_PACK_CHANNELS % WN == 0 && NI % 2 == 0, "a warp's channels lie in one pack");
 
   const int side = (int)a.side, pad = side / 2, taps = side * side;
@@ -123,40 +119,49 @@ template <class Math, int M, int N, int WM, int WN> static __device__ __forceinl
   const int halo = tile.images * image_pixels;           // pixels of the main operand's chunk
   const int halo_pitch = halo + ((2 - halo) & 3), plain_pitch = M + 2;  // 2 modulo 4
 
-  // Shared memory: where the pixels are, with and without halo; then the pipeline's buffers, and over them, later, the results.
+  // Shared memory: where the pixels are, with and without halo; then the pipeline: two rows of the filter, one or two chunks of pixels.
+  // Over the pipeline, later, the results.
   int2* plain = reinterpret_cast<int2*>(smem);
   int2* haloed = plain + M;
   unsigned char* pipeline = smem + ((M + halo_pitch) * (int)sizeof(int2) + 127) / 128 * 128;
-  const int pixel_bytes = halo_pitch * CONV_CHUNK_UNITS * CONV_UNIT_BYTES;
-  const int stage_bytes = pixel_bytes + PACKS * taps * TAP_BYTES;
+  const int row_bytes = PACKS * side * TAP_BYTES, chunk_bytes = halo_pitch * CONV_CHUNK_UNITS * CONV_UNIT_BYTES;
+  unsigned char* chunk_buffers = pipeline + 2 * row_bytes;
   locate_pixels<THREADS>(a, tile, 0, plain);
   locate_pixels<THREADS>(a, tile, pad, haloed);
   __syncthreads();  // the tables are complete
 
-  const Source<T> input(a.x0, a.x1, a.c0, a.c1, a.x1_constant != 0, a.scale, a.shift, a.silu != 0);
-  const Source<T> residual(a.res0, a.res1, a.r0, a.r1, a.res1_constant != 0, nullptr, nullptr, false);
-  const int main_chunks = (input.channels() + CHUNK - 1) / CHUNK;
-  const int chunks = main_chunks + (residual.channels() + CHUNK - 1) / CHUNK;
+  const int main_chunks = ((int)(a.c0 + a.c1) + CHUNK - 1) / CHUNK;
+  const int chunks = main_chunks + ((int)(a.r0 + a.r1) + CHUNK - 1) / CHUNK;
   const size_t pack_bytes = (size_t)(main_chunks * taps + chunks - main_chunks) * TAP_BYTES;
   const unsigned char* filter = static_cast<const unsigned char*>(a.w) + first_k / CONV_PACK_CHANNELS * pack_bytes;
 
-  auto start = [&](int chunk) {
-    unsigned char* stage = pipeline + (a.stages > 1 ? chunk & 1 : 0) * stage_bytes;
+  auto buffer_of = [&](int chunk) { return chunk_buffers + (a.stages > 1 ? chunk & 1 : 0) * chunk_bytes; };
+  // A chunk of pixels on its way: `start` begins to copy, else what was copied is prepared.
+  auto move_pixels = [&](int chunk, bool start) {
     const bool main = chunk < main_chunks;
-    if (main) {
-      start_chunk<T, Math::ROUND, THREADS>(input, chunk * CHUNK, haloed, halo, stage, halo_pitch);
+    const Source<T> source = main ? Source<T>(a.x0, a.x1, a.c0, a.c1, a.x1_constant != 0, a.scale, a.shift, a.silu != 0)
+                                  : Source<T>(a.res0, a.res1, a.r0, a.r1, a.res1_constant != 0, nullptr, nullptr, false);
+    const int first = (main ? chunk : chunk - main_chunks) * CHUNK;
+    const int2* where = main ? haloed : plain;
+    const int count = main ? halo : M, pitch = main ? halo_pitch : plain_pitch;
+    if (start) {
+      start_chunk<T, Math::ROUND, THREADS>(source, first, where, count, buffer_of(chunk), pitch);
     } else {
-      start_chunk<T, Math::ROUND, THREADS>(residual, (chunk - main_chunks) * CHUNK, plain, M, stage, plain_pitch);
+      finish_chunk<T, Math::ROUND, THREADS>(source, first, where, count, buffer_of(chunk), pitch);
     }
-    const int bytes = (main ? taps : 1) * TAP_BYTES;
-    const unsigned char* from = filter + (size_t)(main ? chunk * taps : main_chunks * taps + chunk - main_chunks) * TAP_BYTES;
+  };
+  // Starts the copy of row `step` of the filter: `side` rows of `side` taps for a main chunk, one tap for a residual one.
+  auto start_filter = [&](int step) {
+    const int residual_step = step - main_chunks * side;
+    const int bytes = (residual_step < 0 ? side : 1) * TAP_BYTES;
+    const unsigned char* from = filter + (size_t)(residual_step < 0 ? step * side : main_chunks * taps + residual_step) * TAP_BYTES;
+    unsigned char* to = pipeline + (step & 1) * row_bytes;
 #pragma unroll
     for (int pack = 0; pack < PACKS; pack++) {
       const bool present = first_k + pack * CONV_PACK_CHANNELS < (int)a.k;
       for (int i = threadIdx.x * 16; i < bytes; i += THREADS * 16)
-        cp_async16(smem_addr(stage + pixel_bytes + pack * bytes + i), from + (present ? pack * pack_bytes + i : 0), present);
+        cp_async16(smem_addr(to + pack * bytes + i), from + (present ? pack * pack_bytes + i : 0), present);
     }
-    cp_async_commit();
   };
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -181,35 +186,37 @@ template <class Math, int M, int N, int WM, int WN> static __device__ __forceinl
 #pragma unroll
       for (int e = 0; e < 4; e++) acc[i][j][e] = 0.0f;
 
-  start(0);
+  start_filter(0);
+  move_pixels(0, true);
+  cp_async_commit();
+  int step = 0;  // rows of the filter so far
 #pragma unroll 1
   for (int chunk = 0; chunk < chunks; chunk++) {
-    unsigned char* stage = pipeline + (a.stages > 1 ? chunk & 1 : 0) * stage_bytes;
     const bool main = chunk < main_chunks;
-    cp_async_wait<0>();
-    if (main) {
-      finish_chunk<T, Math::ROUND, THREADS>(input, chunk * CHUNK, haloed, halo, stage, halo_pitch);
-    } else {
-      finish_chunk<T, Math::ROUND, THREADS>(residual, (chunk - main_chunks) * CHUNK, plain, M, stage, plain_pitch);
-    }
-    __syncthreads();  // this chunk is complete, and nobody reads the buffer of the next one any more
-    if (chunk + 1 < chunks) start(chunk + 1);
-
-    const int bytes = (main ? taps : 1) * TAP_BYTES;
-    const smem_t base = smem_addr(stage), w = base + pixel_bytes + warp_n / CONV_PACK_CHANNELS * bytes + filter_row;
+    const int rows = main ? side : 1;
+    const smem_t base = smem_addr(buffer_of(chunk));
     smem_t pixels[MI];
-    if (main) {
 #pragma unroll
-      for (int i = 0; i < MI; i++) pixels[i] = base + haloed_row[i];
-      if (side == 3) {
-        multiply_chunk<Math, 3>(acc, pixels, w, halo_pitch * CONV_UNIT_BYTES, row_pixels * CONV_UNIT_BYTES);
+    for (int i = 0; i < MI; i++) pixels[i] = base + (main ? haloed_row[i] : plain_row + i * 16 * CONV_UNIT_BYTES);
+#pragma unroll 1
+    for (int row = 0; row < rows; row++, step++) {
+      cp_async_wait<0>();
+      if (row == 0) move_pixels(chunk, false);
+      // This row of the filter and this chunk are complete, and nobody reads the buffers of the next ones any more.
+      __syncthreads();
+      if (row + 1 < rows || chunk + 1 < chunks) start_filter(step + 1);
+      if (row == 0 && chunk + 1 < chunks) move_pixels(chunk + 1, true);
+      cp_async_commit();
+
+      const int pack_row = (main ? side : 1) * TAP_BYTES;
+      const smem_t w = smem_addr(pipeline) + (step & 1) * row_bytes + warp_n / CONV_PACK_CHANNELS * pack_row + filter_row;
+      if (main && side == 3) {
+        multiply_row<Math, 3>(acc, pixels, w, halo_pitch * CONV_UNIT_BYTES);
+#pragma unroll
+        for (int i = 0; i < MI; i++) pixels[i] += row_pixels * CONV_UNIT_BYTES;
       } else {
-        multiply_chunk<Math, 1>(acc, pixels, w, halo_pitch * CONV_UNIT_BYTES, 0);
+        multiply_row<Math, 1>(acc, pixels, w, (main ? halo_pitch : plain_pitch) * CONV_UNIT_BYTES);
       }
-    } else {
-#pragma unroll
-      for (int i = 0; i < MI; i++) pixels[i] = base + plain_row + i * 16 * CONV_UNIT_BYTES;
-      multiply_chunk<Math, 1>(acc, pixels, w, plain_pitch * CONV_UNIT_BYTES, 0);
     }
   }
   __syncthreads();  // the results take the place of the pipeline

@@ -20,28 +20,24 @@ static_assert(CONV_DIRECT_CHANNELS == CONV_PACK_CHANNELS, "a block reads one pac
 template <class TI, class TW>
 static __device__ __forceinline__ void add_tap(float (&acc)[4], const Source<TI>& s, int pixel, int image, const unsigned char* w,
                                                size_t chunk_bytes) {
-  constexpr int E = Unit<TW>::COUNT;
-  const TI* base;
-  int stride;
-  bool by_image;
+  constexpr int E = VECTOR<TW>;
   // Unit c / E of the filter for the first of the four output channels; the others follow it.
   auto row = [&](int c) {
     const int unit = c / E;
     return w + unit / CONV_CHUNK_UNITS * chunk_bytes + unit % CONV_CHUNK_UNITS * CONV_PACK_CHANNELS * CONV_UNIT_BYTES;
   };
   // A unit of the filter may be two of the input: they lie in one tensor where the border between the tensors allows it.
-  if (s.vector && s.c0 % E == 0 && s.c1 % E == 0) {
+  if (s.vector && !s.constant && s.c0 % E == 0 && s.c1 % E == 0) {
 #pragma unroll 1
     for (int c = 0; c < s.channels(); c += E) {
       float z[E];
-      s.tensor_of(c, base, stride, by_image);
-      load_elements<E>(base + (size_t)(by_image ? image : pixel) * stride, true, z);
+      load_elements<E>(c < s.c0 ? row_of(s.x0 + c, pixel, s.c0) : row_of(s.x1 + (c - s.c0), pixel, s.c1), true, z);
 #pragma unroll
       for (int j = 0; j < E; j++) z[j] = s.prepared(z[j], c + j);
 #pragma unroll
       for (int k = 0; k < 4; k++) {
         float f[E];
-        Unit<TW>::unpack(__ldg(reinterpret_cast<const uint4*>(row(c)) + k), f);
+        unpack(__ldg(reinterpret_cast<const uint4*>(row(c)) + k), f);
 #pragma unroll
         for (int j = 0; j < E; j++) acc[k] = fmaf(z[j], f[j], acc[k]);
       }
@@ -50,8 +46,7 @@ static __device__ __forceinline__ void add_tap(float (&acc)[4], const Source<TI>
   }
 #pragma unroll 1
   for (int c = 0; c < s.channels(); c++) {
-    s.tensor_of(c, base, stride, by_image);
-    const float z = s.prepared(to_float(base[(size_t)(by_image ? image : pixel) * stride]), c);
+    const float z = s.prepared(s.element(c, make_int2(pixel, image)), c);
     const TW* f = reinterpret_cast<const TW*>(row(c)) + c % E;
 #pragma unroll
     for (int k = 0; k < 4; k++) acc[k] = fmaf(z, to_float(__ldg(f + k * E)), acc[k]);
@@ -61,7 +56,7 @@ static __device__ __forceinline__ void add_tap(float (&acc)[4], const Source<TI>
 template <class TI, class TO, class TW> static __device__ __forceinline__ void conv_direct(const ConvArgs& a) {
   extern __shared__ __align__(128) unsigned char smem[];
   constexpr int M = CONV_DIRECT_PIXELS, N = CONV_DIRECT_CHANNELS, THREADS = CONV_DIRECT_THREADS;
-  constexpr int CHUNK = CONV_CHUNK_UNITS * Unit<TW>::COUNT, TAP_BYTES = CONV_CHUNK_UNITS * CONV_PACK_CHANNELS * CONV_UNIT_BYTES;
+  constexpr int CHUNK = CONV_CHUNK_UNITS * VECTOR<TW>, TAP_BYTES = CONV_CHUNK_UNITS * CONV_PACK_CHANNELS * CONV_UNIT_BYTES;
   const int side = (int)a.side, pad = side / 2, taps = side * side;
   const uint32_t channel_tiles = (a.k + N - 1) / N;
   const int first_k = (int)(blockIdx.x % channel_tiles) * N;
@@ -84,12 +79,15 @@ template <class TI, class TO, class TW> static __device__ __forceinline__ void c
     const int x = tile.x + (p & (tile.cols - 1)), y = tile.y + (p >> a.log_cols & (tile.rows - 1));
     const unsigned char* w = filter + group * 4 * CONV_UNIT_BYTES;
     float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    for (int tap = 0; tap < taps; tap++) {
-      const int dy = tap / side - pad, dx = tap % side - pad;
+#pragma unroll 1
+    for (int tap = 0; tap <= taps; tap++) {  // the last is the residual's
+      const bool main = tap < taps;
+      const int dy = main ? tap / side - pad : 0, dx = main ? tap % side - pad : 0;
       if (y + dy < 0 || y + dy >= (int)a.height || x + dx < 0 || x + dx >= (int)a.width) continue;
-      add_tap<TI, TW>(acc, input, at.x + dy * (int)a.width + dx, at.y, w + tap * TAP_BYTES, (size_t)taps * TAP_BYTES);
+      const Source<TI> source = main ? input : residual;
+      const unsigned char* w_tap = w + (size_t)(main ? tap : main_chunks * taps) * TAP_BYTES;
+      add_tap<TI, TW>(acc, source, at.x + dy * (int)a.width + dx, at.y, w_tap, (size_t)(main ? taps : 1) * TAP_BYTES);
     }
-    add_tap<TI, TW>(acc, residual, at.x, at.y, w + (size_t)main_chunks * taps * TAP_BYTES, TAP_BYTES);
     float* result = results + p * RESULT_PITCH<N> + group * 4;
 #pragma unroll
     for (int k = 0; k < 4; k++) result[k] = acc[k];
@@ -98,10 +96,10 @@ template <class TI, class TO, class TW> static __device__ __forceinline__ void c
   write_tile<TO, M, N, THREADS>(a, tile, where, first_k, results, results + M * RESULT_PITCH<N>);
 }
 
-extern "C" __global__ void __launch_bounds__(128) conv_direct_f32(const __grid_constant__ ConvArgs a) { conv_direct<float, float, float>(a); }
-extern "C" __global__ void __launch_bounds__(128) conv_direct_bf16(const __grid_constant__ ConvArgs a) { conv_direct<__nv_bfloat16, __nv_bfloat16, __nv_bfloat16>(a); }
-extern "C" __global__ void __launch_bounds__(128) conv_direct_f32_to_bf16(const __grid_constant__ ConvArgs a) { conv_direct<float, __nv_bfloat16, __nv_bfloat16>(a); }
-extern "C" __global__ void __launch_bounds__(128) conv_direct_bf16_to_f32(const __grid_constant__ ConvArgs a) { conv_direct<__nv_bfloat16, float, __nv_bfloat16>(a); }
+extern "C" __global__ void __launch_bounds__(128, 6) conv_direct_f32(const __grid_constant__ ConvArgs a) { conv_direct<float, float, float>(a); }
+extern "C" __global__ void __launch_bounds__(128, 6) conv_direct_bf16(const __grid_constant__ ConvArgs a) { conv_direct<__nv_bfloat16, __nv_bfloat16, __nv_bfloat16>(a); }
+extern "C" __global__ void __launch_bounds__(128, 6) conv_direct_f32_to_bf16(const __grid_constant__ ConvArgs a) { conv_direct<float, __nv_bfloat16, __nv_bfloat16>(a); }
+extern "C" __global__ void __launch_bounds__(128, 6) conv_direct_bf16_to_f32(const __grid_constant__ ConvArgs a) { conv_direct<__nv_bfloat16, float, __nv_bfloat16>(a); }
 
 // ---------------------------------------------------------------- statistics
 

@@ -13,9 +13,9 @@ template <int N> static constexpr int RESULT_PITCH = N + CONV_RESULT_PAD;
 template <class T, int V, int M, int N, int THREADS>
 static __device__ __forceinline__ void finish_outputs(const ConvArgs& a, const int2* where, int first_k, float* results) {
   const int groups = min(N, (int)a.k - first_k) / V;  // of V channels
-  int lanes = 1;                                      // threads of a pixel
-  while (lanes < groups) lanes *= 2;
-  const int group = threadIdx.x & (lanes - 1), channel = first_k + group * V;
+  int log_lanes = 0;                                  // threads of a pixel
+  while (1 << log_lanes < groups) log_lanes++;
+  const int group = threadIdx.x & ((1 << log_lanes) - 1), channel = first_k + group * V;
   if (group >= groups) return;  // no barrier in this function
   const bool second = channel >= (int)a.k0;
   const int stride = (int)(second ? a.k - a.k0 : a.k0), offset = second ? channel - (int)a.k0 : channel;
@@ -31,36 +31,36 @@ static __device__ __forceinline__ void finish_outputs(const ConvArgs& a, const i
     shift[j] = a.a ? __ldg(a.b + channel + j) : 0.0f;
   }
 #pragma unroll 1
-  for (int p = threadIdx.x / lanes; p < M; p += THREADS / lanes) {
+  for (int p = threadIdx.x >> log_lanes; p < M; p += THREADS >> log_lanes) {
     const int pixel = where[p].x;
     if (pixel < 0) continue;
-    const size_t at = (size_t)pixel * stride + offset;
     float* result = results + p * RESULT_PITCH<N> + group * V;
     float u[V], t[V];
 #pragma unroll
     for (int j = 0; j < V; j++) u[j] = result[j] + bias[j];
     if (h) {
-      load_elements<V>(h + (size_t)pixel * a.k + channel, V > 1, t);
+      load_elements<V>(row_of(h, pixel, (int)a.k) + channel, V > 1, t);
 #pragma unroll
       for (int j = 0; j < V; j++) u[j] *= silu_slope<T>(t[j]);
     }
     if (v) {
-      load_elements<V>(v + at, V > 1, t);
+      load_elements<V>(row_of(v, pixel, stride) + offset, V > 1, t);
 #pragma unroll
       for (int j = 0; j < V; j++) u[j] += fmaf(slope[j], t[j], shift[j]);
     }
     if (add) {
-      load_elements<V>(add + at, V > 1, t);
+      load_elements<V>(row_of(add, pixel, stride) + offset, V > 1, t);
 #pragma unroll
       for (int j = 0; j < V; j++) u[j] += t[j];
     }
+    T* out = row_of(y, pixel, stride) + offset;
     if constexpr (V > 1) {
-      const uint4 packed = Unit<T>::pack(u);
-      __stcg(reinterpret_cast<uint4*>(y + at), packed);
-      Unit<T>::unpack(packed, u);
+      const uint4 packed = pack(u);
+      __stcg(reinterpret_cast<uint4*>(out), packed);
+      unpack(packed, u);
     } else {
       const T rounded = from_float<T>(u[0]);
-      y[at] = rounded;
+      *out = rounded;
       u[0] = to_float(rounded);
     }
     if (a.stats) {
@@ -79,8 +79,9 @@ static __device__ __forceinline__ void tile_statistics(const ConvArgs& a, const 
   constexpr int PARTS = THREADS / N;  // threads of a channel
   static_assert(PARTS >= 1 && PARTS <= CONV_STAT_SLOTS && THREADS % N == 0, "slots hold one partial sum per thread of a channel");
   const int local = threadIdx.x % N, part = threadIdx.x / N;
-  const int share = tile.images >= PARTS ? 1 : PARTS / tile.images;  // threads of an image
-  const int first_image = part / share, sub = part % share, step = PARTS / share;
+  // 2^log_share threads share an image where there are more threads than images.
+  const int log_images = LOG2<M> - (int)(a.log_rows + a.log_cols), log_share = max(0, LOG2<PARTS> - log_images);
+  const int share = 1 << log_share, first_image = part >> log_share, sub = part & (share - 1), step = PARTS >> log_share;
   const int images = first_k + local < (int)a.k ? tile.images : 0;  // none for a channel beyond the last
   const int pixels = tile.rows * tile.cols;
   const int rows = min(tile.rows, (int)a.height - tile.y), cols = min(tile.cols, (int)a.width - tile.x);
@@ -124,7 +125,7 @@ static __device__ __forceinline__ void tile_statistics(const ConvArgs& a, const 
 template <class T, int M, int N, int THREADS>
 static __device__ __forceinline__ void write_tile(const ConvArgs& a, const Tile& tile, const int2* where, int first_k,
                                                   float* results, float* sums) {
-  constexpr int V = Unit<T>::COUNT;
+  constexpr int V = VECTOR<T>;
   const bool vector = a.k % V == 0 && a.k0 % V == 0 && aligned16(a.y0) && aligned16(a.y1) && aligned16(a.h) && aligned16(a.v0) &&
                       aligned16(a.v1) && aligned16(a.add0) && aligned16(a.add1);
   if (vector) {

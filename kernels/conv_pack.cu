@@ -25,8 +25,8 @@ static_assert(sizeof(ConvPackArgs) == 56, "ConvPackArgs is mirrored in src/ops/c
 
 static constexpr int CONV_PACK_THREADS = 128;  // rust
 
-template <class T, bool ROUND> static __device__ __forceinline__ void pack(const ConvPackArgs& a) {
-  constexpr int E = Unit<T>::COUNT, CHUNK = CONV_CHUNK_UNITS * E;
+template <class T, bool ROUND> static __device__ __forceinline__ void pack_filter(const ConvPackArgs& a) {
+  constexpr int E = VECTOR<T>, CHUNK = CONV_CHUNK_UNITS * E;
   const uint32_t main_taps = (a.c + CHUNK - 1) / CHUNK * a.taps, all_taps = main_taps + (a.r + CHUNK - 1) / CHUNK;
   const uint32_t units = (a.k + CONV_PACK_CHANNELS - 1) / CONV_PACK_CHANNELS * all_taps * CONV_CHUNK_UNITS * CONV_PACK_CHANNELS;
   const uint32_t i = blockIdx.x * CONV_PACK_THREADS + threadIdx.x;
@@ -55,9 +55,9 @@ template <class T, bool ROUND> static __device__ __forceinline__ void pack(const
     f[j] = k < a.k && c + j < channels ? source[start + (c + j) * stride] * factor : 0.0f;
     if (ROUND) f[j] = round_tf32(f[j]);
   }
-  static_cast<uint4*>(a.packed)[i] = Unit<T>::pack(f);
+  static_cast<uint4*>(a.packed)[i] = pack(f);
 }
 
-extern "C" __global__ void __launch_bounds__(128) conv_pack_f32(const __grid_constant__ ConvPackArgs a) { pack<float, false>(a); }
-extern "C" __global__ void __launch_bounds__(128) conv_pack_tf32(const __grid_constant__ ConvPackArgs a) { pack<float, true>(a); }
-extern "C" __global__ void __launch_bounds__(128) conv_pack_bf16(const __grid_constant__ ConvPackArgs a) { pack<__nv_bfloat16, false>(a); }
+extern "C" __global__ void __launch_bounds__(128) conv_pack_f32(const __grid_constant__ ConvPackArgs a) { pack_filter<float, false>(a); }
+extern "C" __global__ void __launch_bounds__(128) conv_pack_tf32(const __grid_constant__ ConvPackArgs a) { pack_filter<float, true>(a); }
+extern "C" __global__ void __launch_bounds__(128) conv_pack_bf16(const __grid_constant__ ConvPackArgs a) { pack_filter<__nv_bfloat16, false>(a); }

@@ -5,6 +5,7 @@
 // [unit][pixel][16 bytes]. The distance between units, in pixels, is 2 modulo 4: eight neighbouring threads, which hold 2 pixels by
 // 4 units, then store to all 32 banks, and so do the eight rows of an 8x8 matrix of ldmatrix, which are neighbouring pixels.
 #pragma once
+#include "elements.cuh"
 #include "ptx.cuh"
 
 static constexpr int CONV_CHUNK_UNITS = 4;    // rust
@@ -49,49 +50,17 @@ static_assert(sizeof(ConvArgs) == 224, "ConvArgs is mirrored in src/ops/conv/gpu
 
 // ---------------------------------------------------------------- numbers
 
-template <class T> struct Unit;
-template <> struct Unit<float> {
-  static constexpr int COUNT = 4;
-  static __device__ __forceinline__ void unpack(const uint4& u, float (&f)[4]) {
-    f[0] = __uint_as_float(u.x), f[1] = __uint_as_float(u.y), f[2] = __uint_as_float(u.z), f[3] = __uint_as_float(u.w);
-  }
-  static __device__ __forceinline__ uint4 pack(const float (&f)[4]) {
-    return make_uint4(__float_as_uint(f[0]), __float_as_uint(f[1]), __float_as_uint(f[2]), __float_as_uint(f[3]));
-  }
-};
-template <> struct Unit<__nv_bfloat16> {
-  static constexpr int COUNT = 8;
-  static __device__ __forceinline__ void unpack(const uint4& u, float (&f)[8]) {
-    const uint32_t w[4] = {u.x, u.y, u.z, u.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      f[2 * i] = __uint_as_float(w[i] << 16);
-      f[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
-    }
-  }
-  static __device__ __forceinline__ uint32_t two(float low, float high) {
-    return (uint32_t)__bfloat16_as_ushort(__float2bfloat16(low)) |
-           (uint32_t)__bfloat16_as_ushort(__float2bfloat16(high)) << 16;
-  }
-  static __device__ __forceinline__ uint4 pack(const float (&f)[8]) {
-    return make_uint4(two(f[0], f[1]), two(f[2], f[3]), two(f[4], f[5]), two(f[6], f[7]));
-  }
-};
-
-static __device__ __forceinline__ float to_float(float v) { return v; }
-static __device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
-template <class T> static __device__ __forceinline__ T from_float(float v);
-template <> __device__ __forceinline__ float from_float<float>(float v) { return v; }
-template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) { return __float2bfloat16(v); }
+template <int N> static constexpr int LOG2 = 1 + LOG2<N / 2>;
+template <> constexpr int LOG2<1> = 0;
 
 // N consecutive elements as floats: 16-byte loads where `vector`, which asks for an aligned address, else one by one.
 template <int N, class T> static __device__ __forceinline__ void load_elements(const T* p, bool vector, float (&f)[N]) {
-  constexpr int E = Unit<T>::COUNT;
+  constexpr int E = VECTOR<T>;
   if (N % E == 0 && vector) {
 #pragma unroll
     for (int i = 0; i < N / E; i++) {
       float part[E];
-      Unit<T>::unpack(__ldg(reinterpret_cast<const uint4*>(p) + i), part);
+      unpack(__ldg(reinterpret_cast<const uint4*>(p) + i), part);
 #pragma unroll
       for (int j = 0; j < E; j++) f[i * E + j] = part[j];
     }
@@ -141,15 +110,30 @@ template <int M> static __device__ __forceinline__ Tile tile_of(const ConvArgs& 
   return t;
 }
 
+// Quotients of small numbers by multiplication. The reciprocal, in units of 2^-16, is too large by at most one: i / divisor comes out
+// exact while i * divisor < 2^16. Here a tile and its halo have fewer than 600 pixels, and at most 66 rows or columns.
+struct SmallDivisor {
+  uint32_t divisor, reciprocal;
+  __device__ __forceinline__ explicit SmallDivisor(int d) : divisor((uint32_t)d), reciprocal(65536u / (uint32_t)d + 1) {}
+  __device__ __forceinline__ uint32_t quotient(uint32_t i) const { return i * reciprocal >> 16; }
+};
+
 // For each pixel of the tile with its halo: its index among the pixels of all images, or -1 outside the pictures; and its image.
 template <int THREADS>
 static __device__ __forceinline__ void locate_pixels(const ConvArgs& a, const Tile& t, int pad, int2* where) {
   const int rows = t.rows + 2 * pad, cols = t.cols + 2 * pad, count = t.images * rows * cols;
+  const SmallDivisor by_rows(rows), by_cols(cols);
   for (int i = threadIdx.x; i < count; i += THREADS) {
-    const int image = t.image + i / (rows * cols), y = t.y - pad + i / cols % rows, x = t.x - pad + i % cols;
+    const int row = (int)by_cols.quotient(i), image_in_tile = (int)by_rows.quotient(row);
+    const int image = t.image + image_in_tile, y = t.y - pad + row - image_in_tile * rows, x = t.x - pad + i - row * cols;
     const bool inside = image < (int)a.n && y >= 0 && y < (int)a.height && x >= 0 && x < (int)a.width;
     where[i] = make_int2(inside ? (image * (int)a.height + y) * (int)a.width + x : -1, image);
   }
+}
+
+// Element 0 of a row of `stride` elements.
+template <class T> static __device__ __forceinline__ T* row_of(T* base, int row, int stride) {
+  return base + (uint64_t)(uint32_t)row * (uint32_t)stride;  // one multiplication
 }
 
 // ---------------------------------------------------------------- operands
@@ -157,27 +141,28 @@ static __device__ __forceinline__ void locate_pixels(const ConvArgs& a, const Ti
 // One or two tensors that stand for their concatenation along channels, with what happens to them on the way in.
 template <class T> struct Source {
   const T *x0, *x1;
+  const float* constant;  // or instead of x1: [image, c1], the same at every pixel. float32, so that a norm sees it unrounded
   int c0, c1;
-  bool x1_constant;  // [image, c1]
-  bool vector;       // units never straddle two tensors and lie at multiples of 16 bytes
+  bool vector;  // units never straddle two tensors and lie at multiples of 16 bytes
   const float *scale, *shift;
   bool silu;
 
-  __device__ Source(const void* x0_, const void* x1_, uint32_t c0_, uint32_t c1_, bool constant, const float* scale_,
+  __device__ Source(const void* x0_, const void* x1_, uint32_t c0_, uint32_t c1_, bool x1_constant, const float* scale_,
                     const float* shift_, bool silu_)
-      : x0(static_cast<const T*>(x0_)), x1(static_cast<const T*>(x1_)), c0((int)c0_), c1((int)c1_), x1_constant(constant),
-        scale(scale_), shift(shift_), silu(silu_) {
-    constexpr int E = Unit<T>::COUNT;
+      : x0(static_cast<const T*>(x0_)), x1(x1_constant ? nullptr : static_cast<const T*>(x1_)),
+        constant(x1_constant ? static_cast<const float*>(x1_) : nullptr), c0((int)c0_), c1((int)c1_), scale(scale_), shift(shift_),
+        silu(silu_) {
+    constexpr int E = VECTOR<T>;
     vector = c0 % E == 0 && c1 % E == 0 && aligned16(x0) && aligned16(x1);
   }
   __device__ __forceinline__ int channels() const { return c0 + c1; }
   __device__ __forceinline__ bool changes() const { return scale != nullptr || silu; }
-  // The tensor that holds a channel: element (row, channel) is base[row * stride].
-  __device__ __forceinline__ void tensor_of(int channel, const T*& base, int& stride, bool& by_image) const {
-    const bool first = channel < c0;
-    base = first ? x0 + channel : x1 + (channel - c0);
-    stride = first ? c0 : c1;
-    by_image = !first && x1_constant;
+  __device__ __forceinline__ bool is_constant(int channel) const { return constant && channel >= c0; }
+  // The element of a channel at a pixel, and its image.
+  __device__ __forceinline__ float element(int channel, int2 at) const {
+    if (channel < c0) return to_float(*row_of(x0 + channel, at.x, c0));
+    if (constant) return __ldg(constant + (size_t)at.y * c1 + (channel - c0));
+    return to_float(*row_of(x1 + (channel - c0), at.x, c1));
   }
   // The prologue of one element.
   __device__ __forceinline__ float prepared(float v, int channel) const {
@@ -194,36 +179,32 @@ template <class T> struct Source {
 template <class T, bool ROUND, int THREADS>
 static __device__ __forceinline__ void start_chunk(const Source<T>& s, int first, const int2* where, int count,
                                                    unsigned char* dst, int pitch) {
-  constexpr int E = Unit<T>::COUNT;
+  constexpr int E = VECTOR<T>;
   const int unit = threadIdx.x % CONV_CHUNK_UNITS, channel = first + unit * E;
   dst += unit * pitch * CONV_UNIT_BYTES;
-  const T* base = s.x0;
-  int stride = 0;
-  bool by_image = false;
-  const bool present = channel < s.channels();
-  if (s.vector) {
-    if (present) s.tensor_of(channel, base, stride, by_image);
+  if (s.vector && !s.is_constant(channel)) {
+    const bool present = channel < s.channels(), first_tensor = channel < s.c0;
+    const T* base = first_tensor || !present ? s.x0 + (present ? channel : 0) : s.x1 + (channel - s.c0);
+    const int stride = first_tensor ? s.c0 : s.c1;
     for (int p = threadIdx.x / CONV_CHUNK_UNITS; p < count; p += THREADS / CONV_CHUNK_UNITS) {
       const int2 at = where[p];
       const bool inside = present && at.x >= 0;
-      const size_t row = inside ? (by_image ? at.y : at.x) : 0;
-      cp_async16(smem_addr(dst + p * CONV_UNIT_BYTES), base + row * stride, inside);
+      cp_async16(smem_addr(dst + p * CONV_UNIT_BYTES), row_of(base, inside ? at.x : 0, stride), inside);
     }
     return;
   }
   for (int p = threadIdx.x / CONV_CHUNK_UNITS; p < count; p += THREADS / CONV_CHUNK_UNITS) {
     const int2 at = where[p];
-    float f[E];
-#pragma unroll
+    T* out = reinterpret_cast<T*>(dst + p * CONV_UNIT_BYTES);
+#pragma unroll 1
     for (int j = 0; j < E; j++) {
-      f[j] = 0.0f;
+      float v = 0.0f;
       if (at.x >= 0 && channel + j < s.channels()) {
-        s.tensor_of(channel + j, base, stride, by_image);
-        f[j] = s.prepared(to_float(base[(size_t)(by_image ? at.y : at.x) * stride]), channel + j);
-        if (ROUND) f[j] = round_tf32(f[j]);
+        v = s.prepared(s.element(channel + j, at), channel + j);
+        if (ROUND) v = round_tf32(v);
       }
+      out[j] = from_float<T>(v);
     }
-    *reinterpret_cast<uint4*>(dst + p * CONV_UNIT_BYTES) = Unit<T>::pack(f);
   }
 }
 
@@ -231,9 +212,9 @@ static __device__ __forceinline__ void start_chunk(const Source<T>& s, int first
 template <class T, bool ROUND, int THREADS>
 static __device__ __forceinline__ void finish_chunk(const Source<T>& s, int first, const int2* where, int count,
                                                     unsigned char* dst, int pitch) {
-  constexpr int E = Unit<T>::COUNT;
+  constexpr int E = VECTOR<T>;
   const int unit = threadIdx.x % CONV_CHUNK_UNITS, channel = first + unit * E;
-  if (!s.vector || channel >= s.channels() || !(ROUND || s.changes())) return;
+  if (!s.vector || s.is_constant(channel) || channel >= s.channels() || !(ROUND || s.changes())) return;
   dst += unit * pitch * CONV_UNIT_BYTES;
   float scale[E], shift[E];
 #pragma unroll
@@ -241,17 +222,18 @@ static __device__ __forceinline__ void finish_chunk(const Source<T>& s, int firs
     scale[j] = s.scale ? __ldg(s.scale + channel + j) : 1.0f;
     shift[j] = s.scale ? __ldg(s.shift + channel + j) : 0.0f;
   }
+#pragma unroll 1
   for (int p = threadIdx.x / CONV_CHUNK_UNITS; p < count; p += THREADS / CONV_CHUNK_UNITS) {
     if (where[p].x < 0) continue;
     uint4* u = reinterpret_cast<uint4*>(dst + p * CONV_UNIT_BYTES);
     float f[E];
-    Unit<T>::unpack(*u, f);
+    unpack(*u, f);
 #pragma unroll
     for (int j = 0; j < E; j++) {
       f[j] = fmaf(f[j], scale[j], shift[j]);
       if (s.silu) f[j] = silu_of<T>(f[j]);
       if (ROUND) f[j] = round_tf32(f[j]);
     }
-    *u = Unit<T>::pack(f);
+    *u = pack(f);
   }
 }

@@ -1,457 +1,42 @@
 // conv_wgrad.cu: gradients of the weights of a 3x3 or 1x1 convolution, and the sums of dy that ride along.
 //
+// Mathematics. Pixels p of all pictures, taps t, input channels c of x0 and x1 in a row, output channels k:
+//
 //   dW[t,c,k] += sum_p z[p+t,c] dy[p,k]         z = silu?(scale x + shift), 0 outside the picture AFTER the norm
 //   S[t,k]     = sum_p [p+t inside] dy[p,k]     border sums; the centre tap's is the gradient of the bias
-#include "ptx.cuh"
-
-static constexpr int WGRAD_X1_CONSTANT = 1;   // rust
-static constexpr int WGRAD_SILU = 2;          // rust
-static constexpr int WGRAD_SUMS = 4;          // rust
-static constexpr int WGRAD_X0_F32 = 8;        // rust
-static constexpr int WGRAD_X1_F32 = 16;       // rust
-static constexpr int WGRAD_DY_F32 = 32;       // rust
-static constexpr int WGRAD_X0_VECTORS = 64;   // rust
-static constexpr int WGRAD_X1_VECTORS = 128;  // rust
-static constexpr int WGRAD_DY_VECTORS = 256;  // rust
-static constexpr int WGRAD_STAGES = 3;        // rust
-static constexpr int WGRAD_PAD = 8;           // rust
-static constexpr int WGRAD_STEPS = 8;         // rust
-static constexpr int WGRAD_THREADS_3X3 = 384; // rust
-static constexpr int WGRAD_THREADS_1X1 = 256; // rust
-
-struct ConvWgradArgs {
-  const void* x0;                    // [N, H, W, C0]
-  const void* x1;                    // [N, H, W, C1] or [N, C1]; null where C1 = 0
-  const float* scale;                // [C0 + C1], or null
-  const float* shift;                // likewise
-  const void* dy;                    // [N, H, W, K]
-  float* partial;                    // [slices][stride]; rows of K: (t, c), then t of the border sums
-  float* partial_sums;               // the border sums of the first slice
-  uint32_t n, h, w, c0, c1, k;
-  uint32_t tile_w_log, tile_h_log;   // extents of a tile: powers of two
-  uint32_t tiles_x, tiles_y, tiles;  // tiles of a picture's row and column, and of all pictures
-  uint32_t stride;                   // elements of a slice
-  uint32_t flags;                    // WGRAD_*
-  uint32_t unused;
-};
-static_assert(sizeof(ConvWgradArgs) == 112, "ConvWgradArgs is mirrored in src/ops/conv/gpu/wgrad.rs");
-
-enum class Product { bf16, tf32, fp32 };
-
-// Work of a block: CT input channels by KT output channels; a warp has a column of taps by WARP_C by 32 channels; PG groups of
-// warps share the pixels of a tile.
-template <class T_, Product PRODUCT_, int TAPS_, int CT_, int KT_, int WARP_C, int PG_> struct WgradShape {
-  using T = T_;
-  static constexpr Product PRODUCT = PRODUCT_;
-  static constexpr int TAPS = TAPS_, CT = CT_, KT = KT_, PG = PG_;
-  static constexpr int HALO = TAPS == 9 ? 1 : 0;
-  static constexpr int WARP_TAPS = TAPS == 9 ? 3 : 1;
-  static constexpr int MB = WARP_C / 16, NB = 4;  // fragments of a warp
-  static constexpr int WARPS_C = CT / WARP_C, WARPS_K = KT / 32;
-  static constexpr int THREADS = TAPS / WARP_TAPS * WARPS_C * WARPS_K * PG * 32;
-  static constexpr int V = 16 / sizeof(T);  // elements of a vector
-  static constexpr int KSTEP = 32 / sizeof(T);
-  static constexpr int PIXELS = WGRAD_STEPS * KSTEP, PIXELS_LOG = sizeof(T) == 2 ? 7 : 6;
-  static constexpr int MAX_HALO_PIXELS = TAPS == 9 ? PIXELS / 16 * 36 : 0;  // 4x4 pictures with a halo each
-  static constexpr int PITCH_Z = CT + WGRAD_PAD, PITCH_DY = KT + WGRAD_PAD;
-  static_assert(THREADS == (TAPS == 9 ? WGRAD_THREADS_3X3 : WGRAD_THREADS_1X1), "");
-  static_assert(KT / 8 * 32 <= THREADS && PIXELS <= THREADS && THREADS % (CT / V) == 0 && THREADS % (KT / V) == 0, "");
-};
-
-static __device__ __forceinline__ float wgrad_element(const void* p, size_t i, bool f32) {
-  return f32 ? static_cast<const float*>(p)[i] : __bfloat162float(static_cast<const __nv_bfloat16*>(p)[i]);
-}
-static __device__ __forceinline__ void wgrad_set(float& d, float v) { d = v; }
-static __device__ __forceinline__ void wgrad_set(__nv_bfloat16& d, float v) { d = __float2bfloat16(v); }
-static __device__ __forceinline__ float wgrad_get(float v) { return v; }
-static __device__ __forceinline__ float wgrad_get(__nv_bfloat16 v) { return __bfloat162float(v); }
-static __device__ __forceinline__ float wgrad_silu(float v, float) { return v / (1.0f + expf(-v)); }
-static __device__ __forceinline__ float wgrad_silu(float v, __nv_bfloat16) { return __fdividef(v, 1.0f + __expf(-v)); }
-
-template <class T> struct __align__(16) WgradVector { T v[16 / sizeof(T)]; };
-
-// A tile's first image, row and column.
-struct WgradTile { int n, y, x; };
-
-template <class S> struct WgradBlock {
-  using T = typename S::T;
-  using Vector = WgradVector<T>;
-  const ConvWgradArgs& a;
-  uint32_t* place;   // of each pixel: image, row and column in the tile
-  uint32_t* halo;    // of each halo pixel likewise
-  uint16_t* inside;  // [stages][PIXELS]: bit t says that tap t of the pixel lies inside the picture
-  float* affine;     // [2][CT]: scale, shift
-  T* z;              // [stages][halo pixels][PITCH_Z]
-  T* dy;             // [stages][PIXELS][PITCH_DY]
-  int halo_w, halo_h, halo_pixels, c_first, k_first;
-
-  __device__ __forceinline__ WgradBlock(const ConvWgradArgs& args, unsigned char* smem) : a(args) {
-    halo_w = (1 << a.tile_w_log) + 2 * S::HALO;
-    halo_h = (1 << a.tile_h_log) + 2 * S::HALO;
-    halo_pixels = (halo_w * halo_h) << images_log();
-    place = reinterpret_cast<uint32_t*>(smem);
-    halo = S::TAPS == 9 ? place + S::PIXELS : place;
-    inside = reinterpret_cast<uint16_t*>(place + S::PIXELS + S::MAX_HALO_PIXELS);
-    affine = reinterpret_cast<float*>(inside + WGRAD_STAGES * S::PIXELS);
-    z = reinterpret_cast<T*>(affine + 2 * S::CT);
-    dy = z + WGRAD_STAGES * halo_pixels * S::PITCH_Z;
-    c_first = blockIdx.z * S::CT;
-    k_first = blockIdx.x * S::KT;
-  }
-
-  __device__ __forceinline__ int images_log() const { return S::PIXELS_LOG - (int)(a.tile_w_log + a.tile_h_log); }
-
-  __device__ __forceinline__ WgradTile tile(uint32_t index) const {
-    const uint32_t rest = index / a.tiles_x, group = rest / a.tiles_y;
-    return {(int)(group << images_log()), (int)((rest - group * a.tiles_y) << a.tile_h_log),
-            (int)((index - rest * a.tiles_x) << a.tile_w_log)};
-  }
-
-  // What stays the same for all tiles. Pixels are counted in octets along a row (in tiles of width 4: along the rows of two
-  // images), octets down four rows, and these blocks of 8x4 in the order column, row, image.
-  __device__ __forceinline__ void tables() {
-    if (threadIdx.x < S::PIXELS) {
-      const uint32_t i = threadIdx.x;
-      uint32_t x = i & 7, y = i >> 3 & 3, image = i >> 5;
-      if (a.tile_w_log == 4) x |= (image & 1) << 3, image >>= 1;
-      if (a.tile_h_log == 3) y |= (image & 1) << 2, image >>= 1;
-      if (a.tile_w_log == 2) image = image << 1 | x >> 2, x &= 3;
-      place[i] = image << 16 | y << 8 | x;
-    }
-    for (int i = threadIdx.x; S::TAPS == 9 && i < halo_pixels; i += S::THREADS) {
-      const int row = i / halo_w, image = row / halo_h;
-      halo[i] = (uint32_t)image << 16 | (uint32_t)(row - image * halo_h) << 8 | (uint32_t)(i - row * halo_w);
-    }
-    for (int i = threadIdx.x; i < S::CT; i += S::THREADS) {
-      const int c = c_first + i;
-      const bool live = c < (int)(a.c0 + a.c1);
-      affine[i] = !live ? 0.0f : a.scale ? a.scale[c] : 1.0f;
-      affine[S::CT + i] = live && a.scale ? a.shift[c] : 0.0f;
-    }
-  }
-
-  // The picture's pixel at a place, whose coordinates begin `border` before the tile's; -1 outside.
-  __device__ __forceinline__ int pixel(const WgradTile& at, uint32_t place, int border, int& image) const {
-    image = at.n + (int)(place >> 16);
-    const int y = at.y + (int)(place >> 8 & 255) - border, x = at.x + (int)(place & 255) - border;
-    const bool in = image < (int)a.n && (uint32_t)y < a.h && (uint32_t)x < a.w;
-    return in ? (image * (int)a.h + y) * (int)a.w + x : -1;
-  }
-
-  // Halo pixel of tap (0, 0) of a pixel.
-  __device__ __forceinline__ int corner(int i) const {
-    const uint32_t p = place[i];
-    return ((int)(p >> 16) * halo_h + (int)(p >> 8 & 255)) * halo_w + (int)(p & 255);
-  }
-
-  // Starts the copies of a tile. A thread keeps to its channels: the vectors of a pixel divide the threads.
-  __device__ __forceinline__ void issue(const WgradTile& at, int stage) {
-    issue_z(at, z + stage * halo_pixels * S::PITCH_Z);
-    issue_dy(at, dy + stage * S::PIXELS * S::PITCH_DY);
-    if (S::TAPS == 9 && (a.flags & WGRAD_SUMS) && c_first == 0 && threadIdx.x < S::PIXELS) {
-      const uint32_t p = place[threadIdx.x];
-      const int y = at.y + (int)(p >> 8 & 255), x = at.x + (int)(p & 255);
-      uint32_t bits = 0;
-#pragma unroll
-      for (int t = 0; t < 9; t++)
-        if ((uint32_t)(y + t / 3 - 1) < a.h && (uint32_t)(x + t % 3 - 1) < a.w) bits |= 1u << t;
-      inside[stage * S::PIXELS + threadIdx.x] = (uint16_t)bits;
-    }
-  }
-
-  __device__ __forceinline__ void issue_z(const WgradTile& at, T* zs) const {
-    constexpr int VECTORS = S::CT / S::V, PIXELS_AT_ONCE = S::THREADS / VECTORS;
-    const int v = threadIdx.x % VECTORS * S::V, first = threadIdx.x / VECTORS;
-    const int c = c_first + v, c0 = a.c0, c1 = a.c1;
-    const bool second = c >= c0, constant = a.flags & WGRAD_X1_CONSTANT;
-    zs += v;
-    if (second ? c < c0 + c1 && (a.flags & WGRAD_X1_VECTORS) : (a.flags & WGRAD_X0_VECTORS) != 0) {
-      const T* src = second ? static_cast<const T*>(a.x1) + (c - c0) : static_cast<const T*>(a.x0) + c;
-      const size_t pitch = second ? c1 : c0;
-      for (int i = first; i < halo_pixels; i += PIXELS_AT_ONCE) {
-        int image;
-        const int p = pixel(at, halo[i], S::HALO, image), row = second && constant ? image : p;
-        cp_async16(smem_addr(zs + i * S::PITCH_Z), src + (p < 0 ? 0 : row * pitch), p >= 0);
-      }
-      return;
-    }
-    const bool x0_f32 = a.flags & WGRAD_X0_F32, x1_f32 = a.flags & WGRAD_X1_F32;
-#pragma unroll 1
-    for (int i = first; i < halo_pixels; i += PIXELS_AT_ONCE) {
-      int image;
-      const int p = pixel(at, halo[i], S::HALO, image), row = constant ? image : p;
-      Vector values;
-#pragma unroll
-      for (int j = 0; j < S::V; j++) {
-        const int cj = c + j;
-        float value = 0.0f;
-        if (p >= 0 && cj < c0) value = wgrad_element(a.x0, (size_t)p * c0 + cj, x0_f32);
-        else if (p >= 0 && cj < c0 + c1) value = wgrad_element(a.x1, (size_t)row * c1 + (cj - c0), x1_f32);
-        wgrad_set(values.v[j], value);
-      }
-      *reinterpret_cast<Vector*>(zs + i * S::PITCH_Z) = values;
-    }
-  }
-
-  __device__ __forceinline__ void issue_dy(const WgradTile& at, T* dys) const {
-    constexpr int VECTORS = S::KT / S::V, PIXELS_AT_ONCE = S::THREADS / VECTORS;
-    const int v = threadIdx.x % VECTORS * S::V, first = threadIdx.x / VECTORS, k = k_first + v, k_all = a.k;
-    dys += v;
-    if (a.flags & WGRAD_DY_VECTORS) {
-      const T* src = static_cast<const T*>(a.dy);
-      for (int i = first; i < S::PIXELS; i += PIXELS_AT_ONCE) {
-        int image;
-        const int p = pixel(at, place[i], 0, image);
-        const bool read = p >= 0 && k < k_all;
-        cp_async16(smem_addr(dys + i * S::PITCH_DY), src + (read ? (size_t)p * k_all + k : 0), read);
-      }
-      return;
-    }
-    const bool f32 = a.flags & WGRAD_DY_F32;
-#pragma unroll 1
-    for (int i = first; i < S::PIXELS; i += PIXELS_AT_ONCE) {
-      int image;
-      const int p = pixel(at, place[i], 0, image);
-      Vector values;
-#pragma unroll
-      for (int j = 0; j < S::V; j++)
-        wgrad_set(values.v[j], p >= 0 && k + j < k_all ? wgrad_element(a.dy, (size_t)p * k_all + k + j, f32) : 0.0f);
-      *reinterpret_cast<Vector*>(dys + i * S::PITCH_DY) = values;
-    }
-  }
-
-  // The prologue, in place, on what this thread itself copied. Pixels outside the picture stay zero.
-  __device__ __forceinline__ void prologue(const WgradTile& at, int stage) const {
-    if (a.flags & WGRAD_SILU) prologue_of<true>(at, stage);
-    else if (a.scale) prologue_of<false>(at, stage);
-  }
-
-  template <bool SILU> __device__ __forceinline__ void prologue_of(const WgradTile& at, int stage) const {
-    constexpr int VECTORS = S::CT / S::V, PIXELS_AT_ONCE = S::THREADS / VECTORS;
-    const int v = threadIdx.x % VECTORS * S::V;
-    float scale[S::V], shift[S::V];
-#pragma unroll
-    for (int j = 0; j < S::V; j++) scale[j] = affine[v + j], shift[j] = affine[S::CT + v + j];
-    T* zs = z + stage * halo_pixels * S::PITCH_Z + v;
-#pragma unroll 1
-    for (int i = threadIdx.x / VECTORS; i < halo_pixels; i += PIXELS_AT_ONCE) {
-      int image;
-      if (pixel(at, halo[i], S::HALO, image) < 0) continue;
-      Vector* here = reinterpret_cast<Vector*>(zs + i * S::PITCH_Z);
-      Vector values = *here;
-#pragma unroll
-      for (int j = 0; j < S::V; j++) {
-        const float value = fmaf(scale[j], wgrad_get(values.v[j]), shift[j]);
-        wgrad_set(values.v[j], SILU ? wgrad_silu(value, T()) : value);
-      }
-      *here = values;
-    }
-  }
-};
-
-// Sums of a warp: taps, blocks of 16 input channels, blocks of 8 output channels, the fragment.
-template <class S> using WgradSums = float[S::WARP_TAPS][S::MB][S::NB][4];
-
-// Calls f(t, i, j, r) for every element of WgradSums.
-template <class S, class F> static __device__ __forceinline__ void wgrad_for_each(F f) {
-#pragma unroll
-  for (int t = 0; t < S::WARP_TAPS; t++)
-#pragma unroll
-    for (int i = 0; i < S::MB; i++)
-#pragma unroll
-      for (int j = 0; j < S::NB; j++)
-#pragma unroll
-        for (int r = 0; r < 4; r++) f(t, i, j, r);
-}
-
-// An operand of the tf32 instruction, which drops the low 13 bits. tf32: rounded to the nearest (NaN stays NaN).
-// fp32: the leading part, exact, and the rest.
-template <Product PRODUCT> static __device__ __forceinline__ void wgrad_split(float v, uint32_t& big, uint32_t& small) {
-  const uint32_t bits = __float_as_uint(v);
-  if (PRODUCT == Product::tf32) {
-    big = (bits & 0x7fffffffu) > 0x7f800000u ? bits : bits + 0x1000u;
-  } else {
-    big = bits & 0xffffe000u;
-    small = __float_as_uint(v - __uint_as_float(big));
-  }
-}
-
-// Where a warp works: column of taps, first channels within the block's, group of pixels.
-struct WgradWarp { int tap_column, c, k, pg; };
-
-// Fragments of dy over 16 pixels from `first`: [pixel][channel] in memory, so transposed on the way.
-template <class S>
-static __device__ __forceinline__ void wgrad_load_dy(const WgradBlock<S>& b, uint32_t (&f)[S::NB][2], int first, int k) {
-  const int lane = threadIdx.x & 31;
-  const smem_t at = smem_addr(b.dy + (first + (lane & 15)) * S::PITCH_DY + k + (lane >> 4) * 8);
-#pragma unroll
-  for (int j = 0; j < S::NB; j += 2) {
-    uint32_t r[4];
-    ldmatrix_x4_trans(r, at + j * 16);
-    f[j][0] = r[0], f[j][1] = r[1], f[j + 1][0] = r[2], f[j + 1][1] = r[3];
-  }
-}
-
-// sums += z dy over a stage. 3x3: the warp's three taps lie in one column, so that going down an 8x4 block of pixels in steps of
-// two rows, what tap (2, s) reads is what tap (0, s) reads in the next step, and tap (1, s) reads the half of each.
-template <class S>
-static __device__ __forceinline__ void wgrad_products_bf16(const WgradBlock<S>& b, WgradSums<S>& sums, const WgradWarp& warp, int stage) {
-  const int lane = threadIdx.x & 31, lane_c = warp.c + (lane >> 3 & 1) * 8;
-  uint32_t fb[S::NB][2];
-  if constexpr (S::TAPS == 1) {
-#pragma unroll 1
-    for (int step = warp.pg; step < WGRAD_STEPS; step += S::PG) {
-      const int first = stage * S::PIXELS + step * 16;
-      wgrad_load_dy<S>(b, fb, first, warp.k);
-      const smem_t at = smem_addr(b.z + (first + (lane & 7) + (lane >> 4) * 8) * S::PITCH_Z + lane_c);
-#pragma unroll
-      for (int i = 0; i < S::MB; i++) {
-        uint32_t fa[4];
-        ldmatrix_x4_trans(fa, at + i * 32);
-#pragma unroll
-        for (int j = 0; j < S::NB; j++) mma_bf16(sums[0][i][j], fa, fb[j]);
-      }
-    }
-  } else {
-#pragma unroll 1
-    for (int block = warp.pg; block < S::PIXELS / 32; block += S::PG) {
-      const int pixel = b.corner(block * 32 + (lane & 7)) + (lane >> 4) * b.halo_w + warp.tap_column;
-      const smem_t two_rows = b.halo_w * (2 * S::PITCH_Z * 2);
-      smem_t at = smem_addr(b.z + (stage * b.halo_pixels + pixel) * S::PITCH_Z + lane_c);
-      uint32_t upper[S::MB][4], lower[S::MB][4];
-#pragma unroll
-      for (int i = 0; i < S::MB; i++) ldmatrix_x4_trans(upper[i], at + i * 32);
-#pragma unroll
-      for (int step = 0; step < 2; step++) {
-        at += two_rows;
-        wgrad_load_dy<S>(b, fb, stage * S::PIXELS + block * 32 + step * 16, warp.k);
-#pragma unroll
-        for (int i = 0; i < S::MB; i++) {
-          ldmatrix_x4_trans(lower[i], at + i * 32);
-          const uint32_t middle[4] = {upper[i][2], upper[i][3], lower[i][0], lower[i][1]};
-#pragma unroll
-          for (int j = 0; j < S::NB; j++) mma_bf16(sums[0][i][j], upper[i], fb[j]);
-#pragma unroll
-          for (int j = 0; j < S::NB; j++) mma_bf16(sums[1][i][j], middle, fb[j]);
-#pragma unroll
-          for (int j = 0; j < S::NB; j++) mma_bf16(sums[2][i][j], lower[i], fb[j]);
-#pragma unroll
-          for (int r = 0; r < 4; r++) upper[i][r] = lower[i][r];
-        }
-      }
-    }
-  }
-}
-
-// Eight output channels of the border sums: row t of the first operand is 1 where tap t lies inside.
-template <class S>
-static __device__ __forceinline__ void wgrad_ones_bf16(const WgradBlock<S>& b, float (&ones)[4], int stage, int step) {
-  const int lane = threadIdx.x & 31, k = threadIdx.x / 32 * 8, first = stage * S::PIXELS + step * S::KSTEP;
-  const uint32_t tap = lane >> 2;
-  uint32_t fb[2], fa[4];
-  ldmatrix_x2_trans(fb, smem_addr(b.dy + (first + (lane & 15)) * S::PITCH_DY + k));
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    uint32_t pair = 0x00010001u;  // the bits of two neighbouring pixels
-    if (S::TAPS == 9) {
-      const uint16_t* bits = b.inside + first + half * 8 + (lane & 3) * 2;
-      pair = (uint32_t)bits[0] | (uint32_t)bits[1] << 16;
-    }
-    fa[2 * half] = (pair >> tap & 0x00010001u) * 0x3f80u;
-    fa[2 * half + 1] = tap == 0 ? (pair >> 8 & 0x00010001u) * 0x3f80u : 0u;
-  }
-  mma_bf16(ones, fa, fb);
-}
-
-// A fragment in one or two parts (see wgrad_split).
-template <int N> struct WgradParts { uint32_t big[N], small[N]; };
-
-template <class S> static __device__ __forceinline__ void wgrad_products(float (&sums)[S::NB][4], const WgradParts<4>& fa, const WgradParts<2> (&fb)[S::NB]) {
-#pragma unroll
-  for (int j = 0; j < S::NB; j++) {
-    if (S::PRODUCT == Product::fp32) {
-      mma_tf32(sums[j], fa.small, fb[j].big);
-      mma_tf32(sums[j], fa.big, fb[j].small);
-    }
-    mma_tf32(sums[j], fa.big, fb[j].big);
-  }
-}
-
-// Fragments of dy over 8 pixels from `first`.
-template <class S>
-static __device__ __forceinline__ void wgrad_load_dy(const WgradBlock<S>& b, WgradParts<2> (&f)[S::NB], int first, int k) {
-  const float* at = b.dy + (first + (threadIdx.x & 3)) * S::PITCH_DY + k + (threadIdx.x >> 2 & 7);
-#pragma unroll
-  for (int j = 0; j < S::NB; j++)
-#pragma unroll
-    for (int half = 0; half < 2; half++) wgrad_split<S::PRODUCT>(at[half * 4 * S::PITCH_DY + j * 8], f[j].big[half], f[j].small[half]);
-}
-
-// Fragments of z: 16 channels over two times 4 pixels.
-template <class S>
-static __device__ __forceinline__ void wgrad_load_z(WgradParts<4>& f, const float* left, const float* right) {
-#pragma unroll
-  for (int r = 0; r < 4; r++) wgrad_split<S::PRODUCT>((r >> 1 ? right : left)[(r & 1) * 8], f.big[r], f.small[r]);
-}
-
-// sums += z dy over a stage. 3x3: going down two rows of 8 pixels, a row of z serves the taps of the warp's column in turn.
-template <class S>
-static __device__ __forceinline__ void wgrad_products_f32(const WgradBlock<S>& b, WgradSums<S>& sums, const WgradWarp& warp, int stage) {
-  const int quad = threadIdx.x & 3;
-  const float* z = b.z + warp.c + (threadIdx.x >> 2 & 7);
-  WgradParts<2> fb[S::NB];
-  if constexpr (S::TAPS == 1) {
-#pragma unroll 1
-    for (int step = warp.pg; step < WGRAD_STEPS; step += S::PG) {
-      const int first = stage * S::PIXELS + step * 8;
-      wgrad_load_dy<S>(b, fb, first, warp.k);
-      const float* at = z + (first + quad) * S::PITCH_Z;
-#pragma unroll
-      for (int i = 0; i < S::MB; i++) {
-        WgradParts<4> fa;
-        wgrad_load_z<S>(fa, at + i * 16, at + i * 16 + 4 * S::PITCH_Z);
-        wgrad_products<S>(sums[0][i], fa, fb);
-      }
-    }
-  } else {
-#pragma unroll 1
-    for (int block = warp.pg; block < S::PIXELS / 16; block += S::PG) {
-      const float* at = z + (stage * b.halo_pixels + warp.tap_column) * S::PITCH_Z;
-      const float *left = at + b.corner(block * 16 + quad) * S::PITCH_Z, *right = at + b.corner(block * 16 + 4 + quad) * S::PITCH_Z;
-      const int row = b.halo_w * S::PITCH_Z;
-      WgradParts<4> fa[4][S::MB];
-#pragma unroll
-      for (int y = 0; y < 4; y++) {
-#pragma unroll
-        for (int i = 0; i < S::MB; i++) wgrad_load_z<S>(fa[y][i], left + y * row + i * 16, right + y * row + i * 16);
-        if (y < 2) continue;
-        wgrad_load_dy<S>(b, fb, stage * S::PIXELS + block * 16 + (y - 2) * 8, warp.k);
-#pragma unroll
-        for (int t = 0; t < 3; t++)
-#pragma unroll
-          for (int i = 0; i < S::MB; i++) wgrad_products<S>(sums[t][i], fa[y - 2 + t][i], fb);
-      }
-    }
-  }
-}
-
-template <class S>
-static __device__ __forceinline__ void wgrad_ones_f32(const WgradBlock<S>& b, float (&ones)[4], int stage, int step) {
-  constexpr Product PRODUCT = S::PRODUCT;
-  const int lane = threadIdx.x & 31, quad = lane & 3, k = threadIdx.x / 32 * 8, first = stage * S::PIXELS + step * S::KSTEP;
-  const uint32_t tap = lane >> 2;
-  const float* dys = b.dy + (first + quad) * S::PITCH_DY + k + (lane >> 2);
-  uint32_t fb[2], fb_small[2], fa[4];
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    wgrad_split<PRODUCT>(dys[half * 4 * S::PITCH_DY], fb[half], fb_small[half]);
-    const uint32_t bits = S::TAPS == 9 ? b.inside[first + half * 4 + quad] : 1;
-    fa[2 * half] = (bits >> tap & 1) * 0x3f800000u;
-    fa[2 * half + 1] = tap == 0 ? (bits >> 8 & 1) * 0x3f800000u : 0u;
-  }
-  if (PRODUCT == Product::fp32) mma_tf32(ones, fa, fb_small);
-  mma_tf32(ones, fa, fb);
-}
+//
+// A matrix product of M = c, N = k for each tap, over the pixels. x [N,H,W,C0], [N,H,W,C1] or [N,C1]; dy [N,H,W,K]; any extents and
+// any alignment of elements, each tensor float32 or bfloat16. Vectors of 16 bytes where addresses and channels are multiples.
+//
+// conv_wgrad_<side>_<c>x<k>_<product>: grid (blocks of k, slices of pixels, blocks of c). A block goes through the tiles of its slice
+// and writes a partial sum; conv_wgrad_reduce_f32 adds the slices.
+// - A tile is 128 pixels (bf16) or 64 of 4 to 16 columns, 4 or 8 rows and as many images as fill it. Its z, with a border of one
+//   pixel for 3x3, lies in shared memory as [pixel][channel], and so does its dy: x and dy are read once for all nine taps. Pixels
+//   outside have z = dy = 0. The prologue runs once per element, in place, by the thread whose cp.async brought it.
+// - Three stages: the products of a tile run beside the prologue of the next and the copies of the one after, with one barrier.
+// - 3x3: 12 warps are three columns of taps by four parts, which are blocks of 32x32 channels or, where a block has fewer, groups of
+//   pixels. A warp keeps 3 taps x 32 x 32 sums in 96 registers. Going down its pixels, a row of z serves the three taps of the
+//   column one after the other and is loaded once: 5 ldmatrix for 24 mma (8 with a row of taps). 1x1: 8 warps, one tap.
+// - Border sums are one more product whose first operand is made in registers: row t is 1 where tap t lies inside. Warp i of the
+//   blocks of the first c does it for 8 channels. 1 is exact, so these are plain sums of dy (as the product rounds dy).
+//
+// Numerics. bf16: factors bfloat16 (z rounded after the prologue), sums float32. tf32: factors rounded to the nearest tf32. f32:
+// three tf32 products for one, small x big + big x small + big x big; the tensor unit rounds its sums towards zero, so it only adds
+// up a tile, and tiles are added outside. Relative 2-norm against float64 2e-3, 4e-4, 8e-7 (tests/gpu_conv_wgrad.rs).
+// Every sum has a fixed order: tiles in a slice, groups of pixels in a block, slices in the reduction. The cut into slices follows
+// from the shape (src/ops/conv/gpu/wgrad.rs), so results repeat bit for bit, on any GPU of an architecture.
+//
+// Counts for the seed network, batch 64, bf16, a step: 119 GFLOP; operands once 0.79 GB, with borders and repeats for blocks of c and
+// k 1.22 GB; partial sums written and read 0.47 GB. A 3x3 tile by 32x32 channels (128 pixels of 16x8): 576 mma, some 920 cycles at
+// mma.sync's usual 60% of the peak; shared memory 810; issue 890; 25 KB from L2 at 24 bytes a cycle 820. Predicted for an H100: 0.58
+// ms a step, a third of 600 TFLOP/s; small pictures are bound by partial sums and launches. Not measured.
+//
+// Shared memory is free of bank conflicts: pitches of channels + 8 elements put 8 pixels (ldmatrix), 4 pixels x 8 channels (32-bit
+// loads) and 128 bytes of a copy into different banks. One block a multiprocessor for 3x3, two for 1x1.
+//
+// Reference: src/ops/conv/reference.rs, wgrad. Limits: fewer than 2^31 pixels and elements of dW; a picture narrower than 4 or lower
+// than 4 wastes part of its tiles.
+#include "conv_wgrad_products.cuh"
 
 // Two neighbouring elements of a row of a partial sum.
 static __device__ __forceinline__ void wgrad_store(float* row, int k, int k_all, float v0, float v1) {
@@ -523,14 +108,15 @@ template <class S> static __device__ __forceinline__ void wgrad_body(const ConvW
 
   // The groups of pixels, added in order by the warps of the first.
   float* exchange = reinterpret_cast<float*>(smem) + w / S::PG * sizeof(WgradSums<S>) / 4 * 32 + lane;
+  const auto slot = [&](int t, int i, int j, int r) -> float& { return exchange[(((t * S::MB + i) * S::NB + j) * 4 + r) * 32]; };
 #pragma unroll 1
   for (int group = 1; group < S::PG; group++) {
     __syncthreads();
     if (warp.pg == group)
-      wgrad_for_each<S>([&](int t, int i, int j, int r) { exchange[(((t * S::MB + i) * S::NB + j) * 4 + r) * 32] = result[t][i][j][r]; });
+      wgrad_for_each<S>([&](int t, int i, int j, int r) { slot(t, i, j, r) = result[t][i][j][r]; });
     __syncthreads();
     if (warp.pg == 0)
-      wgrad_for_each<S>([&](int t, int i, int j, int r) { result[t][i][j][r] += exchange[(((t * S::MB + i) * S::NB + j) * 4 + r) * 32]; });
+      wgrad_for_each<S>([&](int t, int i, int j, int r) { result[t][i][j][r] += slot(t, i, j, r); });
   }
 
   const size_t slice = (size_t)blockIdx.y * a.stride;
@@ -559,26 +145,26 @@ template <class S> static __device__ __forceinline__ void wgrad_body(const ConvW
 }
 
 struct ConvWgradReduceArgs {
-  const float* partial;        // [slices][stride]: dW, dR, border sums
-  float* dw;                   // [T, C, K], accumulates
-  float* dw_res;               // [R, K], accumulates, or null
-  float* db;                   // [K], accumulates, or null
-  float* db_res;               // [K], accumulates, or null
-  float* border_sums;          // [T, K], overwritten, or null
-  uint32_t slices, stride;
-  uint32_t main, res, sums;    // elements of dW, dR and the border sums
-  uint32_t k, centre;          // channels of a border sum; element of the centre tap's first
+  const float* partial;            // [slices][stride]: dW, border sums
+  const float* partial_res;        // [slices_res][stride_res]: dR; null where there is no residual
+  float* dw;                       // [T, C, K], accumulates
+  float* dw_res;                   // [R, K], accumulates, or null
+  float* db;                       // [K], accumulates, or null
+  float* db_res;                   // [K], accumulates, or null
+  float* border_sums;              // [T, K], overwritten, or null
+  uint32_t slices, stride;         // strides are multiples of 4
+  uint32_t slices_res, stride_res;
+  uint32_t main, sums, res;        // elements of dW, the border sums and dR
+  uint32_t k, centre;              // channels of a border sum; element of the centre tap's first
   uint32_t unused;
 };
-static_assert(sizeof(ConvWgradReduceArgs) == 80, "ConvWgradReduceArgs is mirrored in src/ops/conv/gpu/wgrad.rs");
+static_assert(sizeof(ConvWgradReduceArgs) == 96, "ConvWgradReduceArgs is mirrored in src/ops/conv/gpu/wgrad.rs");
 
 static __device__ __forceinline__ void wgrad_accumulate(const ConvWgradReduceArgs& a, uint32_t e, float v) {
   if (e < a.main) {
     a.dw[e] += v;
-  } else if (e < a.main + a.res) {
-    a.dw_res[e - a.main] += v;
-  } else if (e < a.main + a.res + a.sums) {
-    const uint32_t s = e - a.main - a.res;
+  } else if (e < a.main + a.sums) {
+    const uint32_t s = e - a.main;
     if (a.border_sums) a.border_sums[s] = v;
     if (s >= a.centre && s < a.centre + a.k) {
       if (a.db) a.db[s - a.centre] += v;
@@ -592,20 +178,24 @@ static __device__ __forceinline__ void wgrad_reduce_body(const ConvWgradReduceAr
   extern __shared__ __align__(128) unsigned char smem[];
   float4* parts = reinterpret_cast<float4*>(smem);  // [groups][32]
   const uint32_t groups = blockDim.y, group = threadIdx.y, lane = threadIdx.x;
-  const uint32_t e = (blockIdx.x * 32 + lane) * 4, total = a.main + a.res + a.sums;
+  const uint32_t at = (blockIdx.x * 32 + lane) * 4;
+  const bool res = at >= a.stride;  // dR follows dW and the border sums
+  const uint32_t e = res ? at - a.stride : at, live = res ? a.res : a.main + a.sums;
+  const uint32_t stride = res ? a.stride_res : a.stride, slices = res ? a.slices_res : a.slices;
+  const float* partial = (res ? a.partial_res : a.partial) + e;
   float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-  if (e + 4 <= total) {
+  if (e + 4 <= live) {
 #pragma unroll 4
-    for (uint32_t s = group; s < a.slices; s += groups) {
-      const float4 v = *reinterpret_cast<const float4*>(a.partial + (size_t)s * a.stride + e);
+    for (uint32_t s = group; s < slices; s += groups) {
+      const float4 v = *reinterpret_cast<const float4*>(partial + (size_t)s * stride);
       sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
     }
-  } else {
-    for (uint32_t s = group; s < a.slices; s += groups) {
-      const float* p = a.partial + (size_t)s * a.stride;
-      if (e < total) sum.x += p[e];
-      if (e + 1 < total) sum.y += p[e + 1];
-      if (e + 2 < total) sum.z += p[e + 2];
+  } else if (e < live) {
+    for (uint32_t s = group; s < slices; s += groups) {
+      const float* p = partial + (size_t)s * stride;
+      sum.x += p[0];
+      if (e + 1 < live) sum.y += p[1];
+      if (e + 2 < live) sum.z += p[2];
     }
   }
   parts[group * 32 + lane] = sum;
@@ -615,16 +205,19 @@ static __device__ __forceinline__ void wgrad_reduce_body(const ConvWgradReduceAr
     const float4 v = parts[g * 32 + lane];
     sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
   }
-  if (e + 4 <= a.main && reinterpret_cast<uintptr_t>(a.dw) % 16 == 0) {
-    float4* dst = reinterpret_cast<float4*>(a.dw + e);
-    const float4 v = *dst;
-    *dst = make_float4(v.x + sum.x, v.y + sum.y, v.z + sum.z, v.w + sum.w);
+  float* dst = res ? a.dw_res : a.dw;
+  if (e + 4 <= (res ? a.res : a.main) && reinterpret_cast<uintptr_t>(dst) % 16 == 0) {
+    float4* four = reinterpret_cast<float4*>(dst + e);
+    const float4 v = *four;
+    *four = make_float4(v.x + sum.x, v.y + sum.y, v.z + sum.z, v.w + sum.w);
     return;
   }
-  wgrad_accumulate(a, e, sum.x);
-  wgrad_accumulate(a, e + 1, sum.y);
-  wgrad_accumulate(a, e + 2, sum.z);
-  wgrad_accumulate(a, e + 3, sum.w);
+  const float values[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+  for (uint32_t i = 0; i < 4; i++) {
+    if (!res) wgrad_accumulate(a, e + i, values[i]);
+    else if (e + i < a.res) a.dw_res[e + i] += values[i];
+  }
 }
 
 extern "C" __global__ void __launch_bounds__(384) conv_wgrad_3x3_64x64_bf16(const __grid_constant__ ConvWgradArgs a) {
@@ -641,6 +234,12 @@ extern "C" __global__ void __launch_bounds__(384) conv_wgrad_3x3_32x32_bf16(cons
 }
 extern "C" __global__ void __launch_bounds__(256, 2) conv_wgrad_1x1_64x64_bf16(const __grid_constant__ ConvWgradArgs a) {
   wgrad_body<WgradShape<__nv_bfloat16, Product::bf16, 1, 64, 64, 32, 2>>(a);
+}
+extern "C" __global__ void __launch_bounds__(256, 2) conv_wgrad_1x1_64x32_bf16(const __grid_constant__ ConvWgradArgs a) {
+  wgrad_body<WgradShape<__nv_bfloat16, Product::bf16, 1, 64, 32, 32, 4>>(a);
+}
+extern "C" __global__ void __launch_bounds__(256, 2) conv_wgrad_1x1_32x64_bf16(const __grid_constant__ ConvWgradArgs a) {
+  wgrad_body<WgradShape<__nv_bfloat16, Product::bf16, 1, 32, 64, 32, 4>>(a);
 }
 extern "C" __global__ void __launch_bounds__(256, 2) conv_wgrad_1x1_32x32_bf16(const __grid_constant__ ConvWgradArgs a) {
   wgrad_body<WgradShape<__nv_bfloat16, Product::bf16, 1, 32, 32, 32, 8>>(a);

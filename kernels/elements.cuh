@@ -22,8 +22,8 @@ static __device__ __forceinline__ void unpack_bf16(uint32_t word, float& first, 
   second = __uint_as_float(word & 0xffff0000u);
 }
 static __device__ __forceinline__ uint32_t pack_bf16(float first, float second) {
-  const uint32_t low = __bfloat16_as_ushort(__float2bfloat16(first)), high = __bfloat16_as_ushort(__float2bfloat16(second));
-  return low | high << 16;
+  const __nv_bfloat162 two = __floats2bfloat162_rn(first, second);  // one instruction; rounding them one by one takes a slow unit
+  return *reinterpret_cast<const uint32_t*>(&two);
 }
 
 static __device__ __forceinline__ void unpack(const uint4& word, float (&v)[4]) {
@@ -41,13 +41,21 @@ static __device__ __forceinline__ uint4 pack(const float (&v)[8]) {
   return make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
 }
 
+// Address of a word. One that is not aligned stops the simulator, as it would stop a GPU.
+template <class Word, class T> static __device__ __forceinline__ Word* word_at(T* p) {
+#ifdef SIMT
+  if ((size_t)p % sizeof(Word) != 0) __trap();
+#endif
+  return reinterpret_cast<Word*>(p);
+}
+
 // V neighbouring elements.
 template <int V, class T> static __device__ __forceinline__ void load(const T* p, float (&v)[V]) {
   static_assert(V == 1 || V == VECTOR<T>, "one element or 16 bytes");
   if constexpr (V == 1) {
     v[0] = to_float(*p);
   } else {
-    unpack(*reinterpret_cast<const uint4*>(p), v);
+    unpack(*word_at<const uint4>(p), v);
   }
 }
 
@@ -60,7 +68,7 @@ template <int V, class T> static __device__ __forceinline__ void store(T* p, flo
     v[0] = to_float(stored);
   } else {
     const uint4 stored = pack(v);
-    *reinterpret_cast<uint4*>(p) = stored;
+    *word_at<uint4>(p) = stored;
     unpack(stored, v);
   }
 }

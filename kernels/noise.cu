@@ -6,8 +6,9 @@
 // num    bit for bit the numbers of src/rng.rs, whatever the cut into blocks
 // cost   normal: 4 bytes written an element, about 30 operations: for the seed's batch of 64 (786,432 numbers) 3.1 MB, 0.7 us at 4.3 TB/s
 //        q-sample: 12 bytes an element, 9.4 MB, 2.2 us
-// ref    src/ops/noise/reference.rs, tests/ops_noise.rs
+// ref    src/ops/noise/reference.rs, tests/ops_noise.rs, tests/gpu_diffusion.rs
 // limit  an image has fewer than 2^34 elements
+#include "elements.cuh"
 #include "philox.cuh"
 
 struct NoiseArgs {
@@ -28,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(256) noise_normal_f32(const __grid_
   box_muller(words.w[2], words.w[3], z[2], z[3]);
   float* out = a.out + (size_t)image * a.per_image + first;
   if (first + 4 <= a.per_image && (size_t)out % 16 == 0) {
-    *reinterpret_cast<float4*>(out) = make_float4(z[0], z[1], z[2], z[3]);
+    store(out, z);
     return;
   }
 #pragma unroll
@@ -52,6 +53,16 @@ struct QSampleArgs {
 };
 static_assert(sizeof(QSampleArgs) == 40, "QSampleArgs is mirrored in src/ops/noise/gpu.rs");
 
+// Mixes V elements.
+template <int V>
+static __device__ __forceinline__ void mix(const float* x, const float* noise, float* noisy, float signal, float noise_rate) {
+  float v[V], e[V];
+  load(x, v), load(noise, e);
+#pragma unroll
+  for (int i = 0; i < V; i++) v[i] = signal * v[i] + noise_rate * e[i];
+  store(noisy, v);
+}
+
 extern "C" __global__ void __launch_bounds__(256) noise_q_sample_f32(const __grid_constant__ QSampleArgs a) {
   const uint32_t image = blockIdx.y;
   const float signal = a.rates[2 * image], noise_rate = a.rates[2 * image + 1];
@@ -61,11 +72,8 @@ extern "C" __global__ void __launch_bounds__(256) noise_q_sample_f32(const __gri
   const uint32_t first = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
   const bool vector = ((size_t)x | (size_t)noise | (size_t)noisy) % 16 == 0;
   if (vector && first + 4 <= a.per_image) {
-    const float4 v = *reinterpret_cast<const float4*>(x + first), e = *reinterpret_cast<const float4*>(noise + first);
-    *reinterpret_cast<float4*>(noisy + first) =
-        make_float4(signal * v.x + noise_rate * e.x, signal * v.y + noise_rate * e.y, signal * v.z + noise_rate * e.z,
-                    signal * v.w + noise_rate * e.w);
+    mix<4>(x + first, noise + first, noisy + first, signal, noise_rate);
     return;
   }
-  for (uint32_t i = first; i < first + 4 && i < a.per_image; i++) noisy[i] = signal * x[i] + noise_rate * noise[i];
+  for (uint32_t i = first; i < first + 4 && i < a.per_image; i++) mix<1>(x + i, noise + i, noisy + i, signal, noise_rate);
 }

@@ -53,6 +53,9 @@ static inline void cp_async4(smem_t dst, const void* src, bool pred = true, PTX_
 static inline void cp_async_commit() { simt::cp_async_commit(); }
 // Waits until at most N groups of this thread are in flight.
 template <int N> static inline void cp_async_wait() { simt::cp_async_wait(N); }
+// 2^x and 1/x to about two units in the last place, numbers below the normal range taken as 0: one instruction each.
+static inline float ex2_approx(float x) { return exp2f(x); }
+static inline float rcp_approx(float x) { return 1.0f / x; }
 #else
 #define PTX static __device__ __forceinline__
 
@@ -98,4 +101,14 @@ PTX void cp_async4(smem_t dst, const void* src, bool pred = true) {
 }
 PTX void cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 template <int N> PTX void cp_async_wait() { asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : "memory"); }
+PTX float ex2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
+PTX float rcp_approx(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
 #endif

@@ -13,8 +13,7 @@
 //        large side that belong to them. threadIdx.x counts channel groups, so that neighbours are contiguous; threadIdx.y pixels.
 //        Blocks: x = image and tile of RESAMPLE_UNITS * blockDim.y small pixels, y = channels. 64x64x32 at batch 64 in bfloat16: 256
 //        blocks of 256 threads. V is 16 bytes where the channels and all addresses allow it, else 1; views may begin anywhere.
-// num    Sums in float, each result rounded once. Statistics are those of the rounded results, relative to one pixel
-//        of the image: Chan's merge within a thread, then over
+// num    Sums in float, each result rounded once. Statistics are those of the rounded results: Chan's merge within a thread, then over
 //        the threads of a block, then over tiles, in an order that depends on the extents alone.
 // bytes  a thread's large pixels once and its small pixels once from DRAM; upsampling reads every element of its input nine times
 //        (forward) or four times (backward), all but one of them from L1. With statistics: 8 bytes per tile and channel besides.
@@ -83,33 +82,16 @@ template <int V, class Body> static __device__ __forceinline__ void for_each_pla
   }
 }
 
-// Moments of this thread's results. They are taken of the differences from a pixel of the image: where the mean is large beside the
-// spread, those keep the digits that the results themselves have not.
-template <int V> struct Statistics {
-  float origin[V] = {};
-  Moments<V> moments;
-
-  // `first`: the first pixel of the thread's image.
-  template <class T> __device__ __forceinline__ void start(const ResampleArgs& a, const T* first) {
-    if (a.partials && first_channel<V>() < a.c) load(first + first_channel<V>(), origin);
-  }
-  __device__ __forceinline__ void relative(float (&v)[V]) const {
-#pragma unroll
-    for (int i = 0; i < V; i++) v[i] -= origin[i];
-  }
-};
-
 // Merges the block's moments and writes them as its tile's.
-template <int V> static __device__ __forceinline__ void write_partials(const ResampleArgs& a, Statistics<V>& statistics) {
+template <int V> static __device__ __forceinline__ void write_partials(const ResampleArgs& a, Moments<V>& moments) {
   extern __shared__ __align__(128) unsigned char smem[];
-  Moments<V>& moments = statistics.moments;
   merge_rows(moments, reinterpret_cast<float*>(smem));
   const uint32_t channel = first_channel<V>();
   if (threadIdx.y > 0 || channel >= a.c) return;
   float* out = a.partials + ((size_t)blockIdx.x * a.c + channel) * 2;
 #pragma unroll
   for (int i = 0; i < V; i++) {
-    out[2 * i] = statistics.origin[i] + moments.mean[i];
+    out[2 * i] = moments.mean[i];
     out[2 * i + 1] = moments.m2[i];
   }
 }
@@ -117,8 +99,7 @@ template <int V> static __device__ __forceinline__ void write_partials(const Res
 template <class T, int V> static __device__ __forceinline__ void pool_forward(const ResampleArgs& a) {
   const T* x = static_cast<const T*>(a.x);
   T* y = static_cast<T*>(a.y);
-  Statistics<V> statistics;
-  statistics.start(a, x + (size_t)(blockIdx.x / a.tiles) * 4 * a.h * a.w * a.c);
+  Moments<V> moments;
   for_each_place<V>(a, [&](const Place& p) {
     const T* top = x + large_at(a, p, 2 * p.row, 2 * p.column);
     const T* bottom = top + (size_t)2 * a.w * a.c;
@@ -127,11 +108,9 @@ template <class T, int V> static __device__ __forceinline__ void pool_forward(co
 #pragma unroll
     for (int i = 0; i < V; i++) mean[i] = ((t0[i] + t1[i]) + (b0[i] + b1[i])) * 0.25f;
     store(y + small_at(a, p, p.row, p.column), mean);
-    if (!a.partials) return;
-    statistics.relative(mean);
-    statistics.moments.add(mean);
+    if (a.partials) moments.add(mean);
   });
-  if (a.partials) write_partials(a, statistics);
+  if (a.partials) write_partials(a, moments);
 }
 
 template <class T, int V> static __device__ __forceinline__ void pool_backward(const ResampleArgs& a) {
@@ -158,8 +137,7 @@ template <class T, int V> static __device__ __forceinline__ void pool_backward(c
 template <class T, int V> static __device__ __forceinline__ void upsample_forward(const ResampleArgs& a) {
   const T* x = static_cast<const T*>(a.x);
   T* y = static_cast<T*>(a.y);
-  Statistics<V> statistics;
-  statistics.start(a, x + (size_t)(blockIdx.x / a.tiles) * a.h * a.w * a.c);
+  Moments<V> moments;
   for_each_place<V>(a, [&](const Place& p) {
     const uint32_t rows[3] = {before(p.row), p.row, after(p.row, a.h)};
     const uint32_t columns[3] = {before(p.column), p.column, after(p.column, a.w)};
@@ -189,11 +167,9 @@ template <class T, int V> static __device__ __forceinline__ void upsample_forwar
     T* top = y + large_at(a, p, 2 * p.row, 2 * p.column);
     T* bottom = top + (size_t)2 * a.w * a.c;
     store(top, v00), store(top + a.c, v01), store(bottom, v10), store(bottom + a.c, v11);
-    if (!a.partials) return;
-    statistics.relative(v00), statistics.relative(v01), statistics.relative(v10), statistics.relative(v11);
-    statistics.moments.add(v00, v01, v10, v11);
+    if (a.partials) moments.add(v00, v01, v10, v11);
   });
-  if (a.partials) write_partials(a, statistics);
+  if (a.partials) write_partials(a, moments);
 }
 
 template <class T, int V> static __device__ __forceinline__ void upsample_backward(const ResampleArgs& a) {

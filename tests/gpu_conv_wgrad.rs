@@ -12,7 +12,8 @@ use half::bf16;
 use ops_support::conv_case::{ConvSpec, Operands, Slot, WgradResults};
 use ops_support::{CHANNELS, Fill, GUARD, Guarded, assert_scaled, assert_shape_error, norm, to_f64};
 
-/// Relative 2-norm of the gradients, per arithmetic. Measured: see the tests' figures with `DDIM_SHOW_ERRORS`.
+/// Relative 2-norm of the gradients, per arithmetic. Measured: at most 8.0e-7, 6.7e-4 and 3.8e-3; the last where a bfloat16 device
+/// rounds a float32 `dy`, otherwise 2.4e-3, for z is rounded after the prologue.
 fn tolerance(arithmetic: Arithmetic) -> f64 {
     match arithmetic {
         Arithmetic::Fp32 => 2e-6,
@@ -59,24 +60,31 @@ impl Devices {
 
     /// Runs a case twice on every device: results must be right, and equal to the bit.
     fn check(&self, spec: ConvSpec, sums: bool, wide: &[Slot]) {
-        for device in &self.0 {
-            let case = Case::new(spec, sums, device.arithmetic(), wide);
-            let first = case.check(device);
-            assert!(first == case.check(device), "{}: a second run gives other bits", case.name);
+        // Devices whose activations are float32 share the operands, and so the truth.
+        for (keeps_f32, devices) in [(true, &self.0[..2]), (false, &self.0[2..])] {
+            let case = Case::new(spec, sums, keeps_f32, wide);
+            for device in devices {
+                let first = case.check(device);
+                assert!(first == case.check(device), "{}: a second run gives other bits", case.name);
+            }
         }
     }
 }
 
 /// Operands that are kept in the device's activation type.
-fn is_activation(slot: Slot) -> bool {
-    matches!(slot, Slot::X0 | Slot::X1 | Slot::Res0 | Slot::Res1 | Slot::Dy)
+fn is_activation(spec: &ConvSpec, slot: Slot) -> bool {
+    match slot {
+        Slot::X0 | Slot::Res0 | Slot::Dy => true,
+        Slot::X1 => !spec.x1_constant,
+        Slot::Res1 => !spec.res1_constant,
+        _ => false,
+    }
 }
 
-/// A case on one kind of device: its operands, rounded to what the device keeps, what it accumulates on, and the truth.
+/// A case on devices of one activation type: its operands, rounded to what the device keeps, what it accumulates on, and the truth.
 struct Case<'a> {
     name: String,
     spec: ConvSpec,
-    arithmetic: Arithmetic,
     operands: Operands<Vec<f32>>,
     /// Activations that this case gives in float32 whatever the device's type.
     wide: &'a [Slot],
@@ -86,11 +94,11 @@ struct Case<'a> {
 }
 
 impl<'a> Case<'a> {
-    fn new(spec: ConvSpec, sums: bool, arithmetic: Arithmetic, wide: &'a [Slot]) -> Self {
+    fn new(spec: ConvSpec, sums: bool, keeps_f32: bool, wide: &'a [Slot]) -> Self {
         let fill = Fill::new(u64::from(spec.dims.k));
         let mut operands = spec.operands(fill);
-        if arithmetic == Arithmetic::Bf16 {
-            for slot in Slot::ALL.into_iter().filter(|&slot| is_activation(slot) && !wide.contains(&slot)) {
+        if !keeps_f32 {
+            for slot in Slot::ALL.into_iter().filter(|&slot| is_activation(&spec, slot) && !wide.contains(&slot)) {
                 if let Some(values) = &mut operands.0[slot as usize] {
                     values.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());
                 }
@@ -98,32 +106,33 @@ impl<'a> Case<'a> {
         }
         let want = spec.truth_wgrad(&operands);
         let before = WgradResults::before(&spec.dims, fill);
-        Case { name: format!("{arithmetic} {spec:?}"), spec, arithmetic, operands, wide, before, want, sums }
+        Case { name: format!("{spec:?}"), spec, operands, wide, before, want, sums }
     }
 
     fn check(&self, device: &Device) -> Vec<u32> {
+        let arithmetic = device.arithmetic();
         let got = run(device, &self.spec, &self.operands, self.wide, &self.before, self.sums).unwrap();
         let (before, want) = (&self.before, &self.want);
-        self.compare("dw", &got.dw, &before.dw, &want.dw);
-        self.compare("dw_res", &got.dw_res, &before.dw_res, &want.dw_res);
+        self.compare(arithmetic, "dw", &got.dw, &before.dw, &want.dw);
+        self.compare(arithmetic, "dw_res", &got.dw_res, &before.dw_res, &want.dw_res);
         if self.sums {
-            self.compare("db", &got.db, &before.db, &want.db);
-            self.compare("db_res", &got.db_res, &before.db_res, &want.db);
+            self.compare(arithmetic, "db", &got.db, &before.db, &want.db);
+            self.compare(arithmetic, "db_res", &got.db_res, &before.db_res, &want.db);
             let overwritten = vec![0.0; got.border_sums.len()];
-            self.compare("border sums", &got.border_sums, &overwritten, &want.border_sums);
+            self.compare(arithmetic, "border sums", &got.border_sums, &overwritten, &want.border_sums);
         }
         got.all().into_iter().map(f32::to_bits).collect()
     }
 
     /// `got` is `before` plus the gradient. Rounding of the factors scales with the root of the sum of their squares, which a
     /// sum that cancels hides: the scale has what was there before in it.
-    fn compare(&self, what: &str, got: &[f32], before: &[f32], gradient: &[f64]) {
+    fn compare(&self, arithmetic: Arithmetic, what: &str, got: &[f32], before: &[f32], gradient: &[f64]) {
         let before = to_f64(before);
         let want: Vec<f64> = before.iter().zip(gradient).map(|(b, g)| b + g).collect();
         let cancelled = (self.spec.dims.pixels() as f64 * gradient.len() as f64).sqrt();
         let scale = norm(gradient).max(0.5 * cancelled) + norm(&before);
-        let name = format!("{what} of {}", self.name);
-        assert_scaled(&name, &to_f64(got), &want, scale, tolerance(self.arithmetic));
+        let name = format!("{what} of {arithmetic} {}", self.name);
+        assert_scaled(&name, &to_f64(got), &want, scale, tolerance(arithmetic));
     }
 }
 
@@ -160,7 +169,7 @@ fn run(
     let placed: Vec<Option<Placed>> = Slot::ALL
         .iter()
         .map(|&slot| {
-            let activation = is_activation(slot) && !wide.contains(&slot);
+            let activation = is_activation(spec, slot) && !wide.contains(&slot);
             operands.get(slot).map(|values| Placed::new(device, values, spec.lead, activation))
         })
         .collect();
@@ -308,7 +317,7 @@ fn border_sums_of_tiny_pictures() {
     for hw in [[1, 1], [1, 4], [4, 1], [2, 2]] {
         let spec = plain(3, hw, [2, 0], [0, 0], 5, 3);
         for device in &devices.0 {
-            let case = Case::new(spec, true, device.arithmetic(), &[]);
+            let case = Case::new(spec, true, device.arithmetic() != Arithmetic::Bf16, &[]);
             let got = run(device, &spec, &case.operands, &[], &case.before, true).unwrap();
             for (got, want) in got.border_sums.iter().zip(&case.want.border_sums) {
                 assert!(*want != 0.0 || *got == 0.0, "{}: {got} where no pixel's tap is inside", case.name);
@@ -335,7 +344,7 @@ fn not_a_number_stays_one() {
     for device in &devices.0 {
         for slot in [Slot::X0, Slot::Dy] {
             for bits in [0x7fff_ffff_u32, 0xffff_ffff, 0x7fc0_0000] {
-                let mut case = Case::new(spec, true, device.arithmetic(), &[]);
+                let mut case = Case::new(spec, true, device.arithmetic() != Arithmetic::Bf16, &[]);
                 case.operands.0[slot as usize].as_mut().unwrap()[0] = f32::from_bits(bits);
                 let got = run(device, &spec, &case.operands, &[], &case.before, true).unwrap();
                 assert!(got.dw[0].is_nan(), "{}: {slot:?} {bits:x} gives {}", case.name, got.dw[0]);
@@ -348,7 +357,7 @@ fn not_a_number_stays_one() {
 fn wrong_lengths_are_errors() {
     let Some(devices) = Devices::fast() else { return };
     let spec = ConvSpec { affine: true, ..plain(2, [3, 4], [3, 2], [2, 1], 5, 3) };
-    let case = Case::new(spec, true, Arithmetic::Fp32, &[]);
+    let case = Case::new(spec, true, true, &[]);
     let device = &devices.0[0];
     let attempt = |spec: &ConvSpec, operands: &Operands<Vec<f32>>, before: &WgradResults| {
         run(device, spec, operands, &[], before, true).map(|_| ())

@@ -23,14 +23,15 @@ use ops_support::{
     to_f64,
 };
 
-/// Statistics, relative to the output's size. Measured: at most 2.0e-7.
+/// Statistics, relative to the output's size. Measured: at most 1.1e-7.
 const STATS: f64 = 1e-6;
-/// Relative 2-norm of coefficients and running statistics. Measured: at most 6.7e-8, 5.3e-7 for a running mean that cancels.
+/// Relative 2-norm of coefficients and running statistics. Measured: at most 8.0e-8.
 const COEFFICIENTS: f64 = 1e-6;
-/// Relative 2-norm of gradients of parameters, as of the CPU's.
-const GRADIENTS: f64 = 5e-6;
+/// Relative 2-norm of gradients of parameters. Measured: at most 1.4e-7.
+const GRADIENTS: f64 = 1e-6;
 
-/// Relative 2-norm of activations. One rounding to bfloat16 is 1.7e-3 of a number's size on average, at most 3.9e-3.
+/// Relative 2-norm of activations. One rounding to bfloat16 is 1.7e-3 of a number's size on average, at most 3.9e-3. Measured: at most
+/// 6.6e-8 in float32, 2.6e-3 in bfloat16.
 fn tolerance(arithmetic: Arithmetic) -> f64 {
     if arithmetic == Arithmetic::Bf16 { 4e-3 } else { 2e-7 }
 }
@@ -288,6 +289,7 @@ fn views_of_mixed_alignment() {
     on_devices!(Arithmetic::Bf16, mixed_leads);
 }
 
+/// Measured: at most 7.1e-8 of the mean and 2.7e-5 of the squares. A float32 near 1000 is good to 3e-5, and the spread is 1 or less.
 fn large_mean<L: Launcher>(gpu: &Gpu<L>) {
     let d = ResampleDims { n: 2, h: 32, w: 32, c: 19 };
     for lead in LEADS {
@@ -296,7 +298,7 @@ fn large_mean<L: Launcher>(gpu: &Gpu<L>) {
             let want = stats(&to_f64(&y), 2, y.len() / 38, 19);
             for (got, want) in got.chunks_exact(2).zip(want.chunks_exact(2)) {
                 assert_close(&format!("mean of {name}"), &got[..1], &want[..1], 1e-6);
-                assert_close(&format!("m2 of {name}"), &got[1..], &want[1..], 3e-5);
+                assert_close(&format!("m2 of {name}"), &got[1..], &want[1..], 6e-5);
             }
         }
     }

@@ -22,7 +22,7 @@ pub struct DeviceArgs {
     threads: Option<u16>,
 }
 
-/// What `--precision auto` means on a GPU.
+/// What `--precision auto` means on a GPU, and so on the simulator of one.
 #[derive(Clone, Copy, Debug)]
 pub enum Prefer {
     /// Training: as fast as it goes.
@@ -31,6 +31,16 @@ pub enum Prefer {
     Pictures,
     /// Comparison with a reference.
     Exactness,
+}
+
+impl Prefer {
+    fn arithmetic(self) -> Arithmetic {
+        match self {
+            Prefer::Speed => Arithmetic::Bf16,
+            Prefer::Pictures => Arithmetic::Tf32,
+            Prefer::Exactness => Arithmetic::Fp32,
+        }
+    }
 }
 
 /// Something to do on a device.
@@ -70,7 +80,7 @@ impl DeviceArgs {
                 if let Some(why) = kernels::NO_SIMULATOR {
                     return Err(Error::Usage(format!("--device sim: this build has no simulator: {why}")));
                 }
-                let arithmetic = arithmetic(precision, Arithmetic::Fp32);
+                let arithmetic = arithmetic(precision, prefer.arithmetic());
                 let line = format!("device: sim, {arithmetic} (the CUDA kernels on this machine's CPU: for tests)");
                 return Ok(Chosen { kind: Kind::Sim { arithmetic }, line });
             }
@@ -154,12 +164,7 @@ fn on_cpu(threads: usize, precision: Precision, why: &str) -> Result<Chosen> {
 }
 
 fn on_gpu(gpu: &cuda::GpuInfo, precision: Precision, prefer: Prefer) -> Chosen {
-    let preferred = match prefer {
-        Prefer::Speed => Arithmetic::Bf16,
-        Prefer::Pictures => Arithmetic::Tf32,
-        Prefer::Exactness => Arithmetic::Fp32,
-    };
-    let arithmetic = arithmetic(precision, preferred);
+    let arithmetic = arithmetic(precision, prefer.arithmetic());
     Chosen { kind: Kind::Cuda { ordinal: gpu.ordinal, arithmetic }, line: format!("device: {gpu}, {arithmetic}") }
 }
 

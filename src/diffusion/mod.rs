@@ -54,7 +54,7 @@ impl Diffusion {
     pub fn condition<B: Backend>(&self, backend: &B, times: &B::Buffer) -> Result<Condition<B>> {
         let (n, e) = (B::buffer_len(times), self.schedule.e as usize);
         let mut rates = backend.alloc(2 * n)?;
-        let mut tensor = Tensor::activation(backend, Shape::new(n, 1, 1, e))?;
+        let mut tensor = Tensor::new(backend, Shape::new(n, 1, 1, e))?;
         let mut stats = backend.alloc(n * e * 2)?;
         let out = ScheduleOutput {
             rates: B::all_mut(&mut rates),

@@ -23,6 +23,7 @@ pub(crate) mod stats;
 pub mod upsample;
 
 use crate::device::Replay;
+use crate::device::gpu::{Dtype, GpuSlice};
 use crate::error::{Error, Result};
 
 /// A device that can do everything that the model families need.
@@ -62,4 +63,13 @@ pub(crate) fn expect_len(op: &'static str, name: &str, got: usize, want: usize) 
         return Ok(());
     }
     Err(Error::Shape { op, what: format!("`{name}` has {got} elements, its dims ask for {want}") })
+}
+
+/// Refuses a view of device memory that is not float32 or has the wrong length, by name.
+pub(crate) fn expect_f32(op: &'static str, name: &str, view: GpuSlice<'_>, want: usize) -> Result<()> {
+    expect_len(op, name, view.len(), want)?;
+    if view.dtype() == Dtype::F32 {
+        return Ok(());
+    }
+    Err(Error::Shape { op, what: format!("`{name}` must be float32") })
 }

@@ -294,7 +294,9 @@ impl ConvSpec {
     /// The operand is in the device's activation type.
     fn is_activation(&self, slot: Slot) -> bool {
         match slot {
-            Slot::X0 | Slot::X1 | Slot::Res0 | Slot::Res1 => !self.wide_input,
+            Slot::X0 | Slot::Res0 => !self.wide_input,
+            Slot::X1 => !self.wide_input && !self.x1_constant,
+            Slot::Res1 => !self.wide_input && !self.res1_constant,
             Slot::H | Slot::V0 | Slot::V1 | Slot::Add0 | Slot::Add1 => !self.wide_output,
             Slot::Dy => true,
             _ => false,

@@ -10,6 +10,8 @@ use ddim_engine::device::gpu::{Arithmetic, Gpu};
 use ddim_engine::device::sim::Sim;
 use ddim_engine::kernels;
 
+use super::{Leads, with_leads};
+
 /// Why no case can run on the simulator, if so.
 pub fn no_sim() -> Option<String> {
     kernels::NO_SIMULATOR.map(str::to_string)
@@ -77,18 +79,26 @@ macro_rules! check_all {
     }};
 }
 
-/// Runs a case on the simulator and on a GPU, in one arithmetic.
+/// Runs a case on a device three times: with aligned views, twice, which must give the same numbers to the bit, and with views that
+/// begin anywhere. The case checks its own results.
+pub fn check_views<B>(backend: &B, name: &str, case: impl Fn(&B, &str) -> Vec<f32>) {
+    let aligned = || with_leads(Leads::Aligned, || case(backend, name)).0.into_iter().map(f32::to_bits);
+    assert!(aligned().eq(aligned()), "{name}: two runs differ");
+    with_leads(Leads::Turns, || case(backend, &format!("{name}, views anywhere")));
+}
+
+/// Runs a case on the simulator and on a GPU, in one arithmetic, as [`check_views`](ops_support::devices::check_views) does.
 #[macro_export]
 macro_rules! check_gpus {
     ($arithmetic:expr, $name:expr, |$backend:ident, $n:ident| $body:expr) => {{
         use $crate::ops_support::devices;
         devices::run_or_skip("sim", devices::no_sim(), || {
-            let ($backend, $n) = (&devices::sim($arithmetic), &format!("{} on sim in {}", $name, $arithmetic));
-            let _: Vec<f32> = $body;
+            let name = format!("{} on sim in {}", $name, $arithmetic);
+            devices::check_views(&devices::sim($arithmetic), &name, |$backend, $n| $body);
         });
         devices::run_or_skip("cuda", devices::no_cuda(), || {
-            let ($backend, $n) = (&devices::cuda($arithmetic), &format!("{} on cuda in {}", $name, $arithmetic));
-            let _: Vec<f32> = $body;
+            let name = format!("{} on cuda in {}", $name, $arithmetic);
+            devices::check_views(&devices::cuda($arithmetic), &name, |$backend, $n| $body);
         });
     }};
 }

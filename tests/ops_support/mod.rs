@@ -5,6 +5,7 @@
 pub mod conv_case;
 pub mod devices;
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use ddim_engine::device::Memory;
@@ -130,8 +131,42 @@ pub fn assert_scaled(name: &str, got: &[f64], want: &[f64], scale: f64, toleranc
 
 /// Elements before and behind every guarded view.
 pub const GUARD: usize = 64;
-/// What they hold in front of and behind outputs: an unlikely number.
-const CANARY: u32 = 0xDEAD_BEEF;
+/// What they hold in front of and behind outputs: an unlikely number, which bfloat16 holds too.
+const CANARY: u32 = 0xDEAD_0000;
+
+/// Where the views of guarded buffers begin that say nothing of it: how many elements behind a multiple of 16 bytes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Leads {
+    /// All at such a multiple.
+    Aligned,
+    /// One after the other 1, 2, 3, 0, 1, ... elements behind.
+    Turns,
+    /// Only this one of the buffers, in the order in which they are made, is 1 element behind.
+    One(usize),
+}
+
+thread_local! {
+    static LEADS: Cell<(Leads, usize)> = const { Cell::new((Leads::Aligned, 0)) };
+}
+
+/// Runs `work` with views that begin so; also the number of buffers that it made.
+pub fn with_leads<T>(leads: Leads, work: impl FnOnce() -> T) -> (T, usize) {
+    LEADS.set((leads, 0));
+    let result = work();
+    let (_, made) = LEADS.replace((Leads::Aligned, 0));
+    (result, made)
+}
+
+fn next_lead() -> usize {
+    let (leads, made) = LEADS.get();
+    LEADS.set((leads, made + 1));
+    GUARD
+        + match leads {
+            Leads::Aligned => 0,
+            Leads::Turns => (made + 1) % 4,
+            Leads::One(odd) => usize::from(made == odd),
+        }
+}
 
 /// A device buffer with canaries around the part that an operation may write.
 pub struct Guarded<B: Memory> {
@@ -143,18 +178,25 @@ pub struct Guarded<B: Memory> {
 impl<B: Memory> Guarded<B> {
     /// An output: NaN where it is to be written.
     pub fn output(backend: &B, len: usize) -> Self {
-        Self::filled(backend, &vec![f32::NAN; len], GUARD)
+        Self::filled(backend, &vec![f32::NAN; len], next_lead())
+    }
+
+    /// An output in the element type of the device's activations.
+    pub fn activation(backend: &B, len: usize) -> Self {
+        let (room, lead) = guarded(&vec![f32::NAN; len], f32::from_bits(CANARY), next_lead());
+        let mut buffer = backend.alloc_activation(room.len()).unwrap();
+        backend.upload(&room, B::all_mut(&mut buffer)).unwrap();
+        Guarded { buffer, lead, len }
     }
 
     /// An output that has contents already: what the operation accumulates on, or works on in place.
     pub fn from(backend: &B, values: &[f32]) -> Self {
-        Self::filled(backend, values, GUARD)
+        Self::filled(backend, values, next_lead())
     }
 
     /// As [`Guarded::from`], `lead` elements into its buffer (views need not be aligned).
     pub fn filled(backend: &B, values: &[f32], lead: usize) -> Self {
-        let mut room = vec![f32::from_bits(CANARY); lead + values.len() + GUARD];
-        room[lead..lead + values.len()].copy_from_slice(values);
+        let (room, lead) = guarded(values, f32::from_bits(CANARY), lead);
         Guarded { buffer: uploaded(backend, &room), lead, len: values.len() }
     }
 
@@ -202,13 +244,12 @@ pub struct Input<B: Memory> {
 impl<B: Memory> Input<B> {
     /// An input with these values.
     pub fn new(backend: &B, values: &[f32]) -> Self {
-        Self::at(backend, values, GUARD)
+        Self::at(backend, values, next_lead())
     }
 
     /// As [`Input::new`], `lead` elements into its buffer.
     pub fn at(backend: &B, values: &[f32], lead: usize) -> Self {
-        let mut room = vec![f32::NAN; lead + values.len() + GUARD];
-        room[lead..lead + values.len()].copy_from_slice(values);
+        let (room, lead) = guarded(values, f32::NAN, lead);
         Input { buffer: uploaded(backend, &room), lead, len: values.len() }
     }
 
@@ -216,6 +257,13 @@ impl<B: Memory> Input<B> {
     pub fn view(&self) -> B::Slice<'_> {
         B::slice(&self.buffer, self.lead..self.lead + self.len)
     }
+}
+
+/// Values with something around them.
+fn guarded(values: &[f32], around: f32, lead: usize) -> (Vec<f32>, usize) {
+    let mut room = vec![around; lead + values.len() + GUARD];
+    room[lead..lead + values.len()].copy_from_slice(values);
+    (room, lead)
 }
 
 fn uploaded<B: Memory>(backend: &B, values: &[f32]) -> B::Buffer {

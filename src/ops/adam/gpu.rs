@@ -7,7 +7,7 @@ use crate::device::gpu::{DevicePtr, Gpu, GpuSlice, GpuSliceMut, blocks};
 use crate::device::launcher::Launcher;
 use crate::error::Result;
 use crate::kernels;
-use crate::ops::expect_len;
+use crate::ops::expect_f32;
 
 const OP: &str = "adam";
 const THREADS: u32 = 256;
@@ -37,9 +37,9 @@ struct EmaArgs {
 
 /// Addresses of scalars and guard.
 fn control(scalars: GpuSlice<'_>, guard: Option<GpuSlice<'_>>) -> Result<(DevicePtr, DevicePtr)> {
-    expect_len(OP, "scalars", scalars.len(), AdamScalars::LEN)?;
+    expect_f32(OP, "scalars", scalars, AdamScalars::LEN)?;
     if let Some(guard) = guard {
-        expect_len(OP, "guard", guard.len(), 1)?;
+        expect_f32(OP, "guard", guard, 1)?;
     }
     Ok((scalars.ptr(), guard.map_or(DevicePtr::NULL, |guard| guard.ptr())))
 }
@@ -47,11 +47,12 @@ fn control(scalars: GpuSlice<'_>, guard: Option<GpuSlice<'_>>) -> Result<(Device
 impl<L: Launcher> Adam for Gpu<L> {
     fn adam_step(&self, scalars: GpuSlice<'_>, guard: Option<GpuSlice<'_>>, state: AdamState<'_, Self>) -> Result<()> {
         let n = state.params.len();
-        expect_len(OP, "grads", state.grads.len(), n)?;
-        expect_len(OP, "m", state.m.len(), n)?;
-        expect_len(OP, "v", state.v.len(), n)?;
+        expect_f32(OP, "params", state.params.shared(), n)?;
+        expect_f32(OP, "grads", state.grads, n)?;
+        expect_f32(OP, "m", state.m.shared(), n)?;
+        expect_f32(OP, "v", state.v.shared(), n)?;
         if let Some(ema) = &state.ema {
-            expect_len(OP, "ema", ema.len(), n)?;
+            expect_f32(OP, "ema", ema.shared(), n)?;
         }
         let (scalars, guard) = control(scalars, guard)?;
         let args = AdamArgs {
@@ -76,7 +77,8 @@ impl<L: Launcher> Adam for Gpu<L> {
         ema: GpuSliceMut<'_>,
     ) -> Result<()> {
         let n = ema.len();
-        expect_len(OP, "src", src.len(), n)?;
+        expect_f32(OP, "src", src, n)?;
+        expect_f32(OP, "ema", ema.shared(), n)?;
         let (scalars, guard) = control(scalars, guard)?;
         let args = EmaArgs { src: src.ptr(), ema: ema.ptr(), scalars, guard, n: n as u64 };
         self.launch(&kernels::ADAM_EMA_F32, [blocks(n, THREADS as usize), 1, 1], [THREADS, 1, 1], 0, &args)

@@ -91,7 +91,7 @@ impl ConvDims {
 pub struct Operand<'a, M: Memory> {
     /// [N, H, W, C0].
     pub x0: M::Slice<'a>,
-    /// [N, H, W, C1], or [N, C1] where `x1_constant`.
+    /// [N, H, W, C1], or [N, C1] where `x1_constant`: then float32 whatever the activations are.
     pub x1: Option<M::Slice<'a>>,
     /// `x1` is the same at every pixel of an image (the noise embedding).
     pub x1_constant: bool,

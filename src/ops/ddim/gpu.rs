@@ -7,7 +7,7 @@ use crate::device::gpu::{DevicePtr, Gpu, GpuSlice, GpuSliceMut, blocks};
 use crate::device::launcher::Launcher;
 use crate::error::Result;
 use crate::kernels;
-use crate::ops::expect_len;
+use crate::ops::expect_f32;
 use crate::ops::loss::check_codes;
 
 const OP: &str = "ddim_step";
@@ -37,12 +37,12 @@ impl<L: Launcher> DdimStep for Gpu<L> {
     ) -> Result<()> {
         let (n, per) = (dims.n as usize, dims.per_image as usize);
         check_codes(OP, dims.predict, 0)?;
-        expect_len(OP, "pred", pred.len(), n * per)?;
-        expect_len(OP, "x", x.len(), n * per)?;
-        expect_len(OP, "rates_now", rates_now.len(), 2 * n)?;
-        expect_len(OP, "rates_next", rates_next.len(), 2 * n)?;
+        expect_f32(OP, "pred", pred, n * per)?;
+        expect_f32(OP, "x", x.shared(), n * per)?;
+        expect_f32(OP, "rates_now", rates_now, 2 * n)?;
+        expect_f32(OP, "rates_next", rates_next, 2 * n)?;
         if let Some(images) = &pred_image {
-            expect_len(OP, "pred_image", images.len(), n * per)?;
+            expect_f32(OP, "pred_image", images.shared(), n * per)?;
         }
         let args = DdimArgs {
             pred: pred.ptr(),

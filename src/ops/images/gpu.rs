@@ -7,11 +7,9 @@ use crate::device::gpu::{DevicePtr, Gpu, GpuBytes, GpuSlice, GpuSliceMut, blocks
 use crate::device::launcher::Launcher;
 use crate::error::{Error, Result};
 use crate::kernels;
-use crate::ops::expect_len;
+use crate::ops::{expect_f32, expect_len};
 
 const THREADS: [u32; 3] = [256, 1, 1];
-/// The table of results must fit the shared memory of every device.
-const MOST_CHANNELS: usize = 32;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -26,10 +24,12 @@ struct ImagesArgs {
 
 fn args(op: &'static str, bytes: DevicePtr, mean_std: GpuSlice<'_>, x: &GpuSliceMut<'_>) -> Result<ImagesArgs> {
     let c = mean_std.len() / 2;
-    if c == 0 || c > MOST_CHANNELS || mean_std.len() != 2 * c || !x.len().is_multiple_of(c) {
+    if c == 0 || c > kernels::IMAGES_CHANNELS as usize || mean_std.len() != 2 * c || !x.len().is_multiple_of(c) {
         let what = format!("means and deviations of {} and {} elements do not fit", mean_std.len(), x.len());
         return Err(Error::Shape { op, what });
     }
+    expect_f32(op, "mean_std", mean_std, 2 * c)?;
+    expect_f32(op, "x", x.shared(), x.len())?;
     let (elements, channels) = (x.len() as u64, c as u32);
     Ok(ImagesArgs { bytes, mean_std: mean_std.ptr(), x: x.ptr(), elements, channels, pad: 0 })
 }

@@ -8,7 +8,7 @@ use crate::device::gpu::{DevicePtr, Gpu, GpuSlice, GpuSliceMut, blocks};
 use crate::device::launcher::Launcher;
 use crate::error::Result;
 use crate::kernels;
-use crate::ops::expect_len;
+use crate::ops::expect_f32;
 
 const OP: &str = "loss";
 const THREADS: [u32; 3] = [kernels::LOSS_THREADS, 1, 1];
@@ -56,12 +56,12 @@ impl<L: Launcher> Loss for Gpu<L> {
         check_codes(OP, dims.predict, dims.loss)?;
         let LossInput { pred, noisy, images, noise, rates } = input;
         for (name, view) in [("pred", pred), ("noisy", noisy), ("images", images), ("noise", noise)] {
-            expect_len(OP, name, view.len(), n * per)?;
+            expect_f32(OP, name, view, n * per)?;
         }
-        expect_len(OP, "rates", rates.len(), 2 * n)?;
-        expect_len(OP, "out", out.len(), 3)?;
+        expect_f32(OP, "rates", rates, 2 * n)?;
+        expect_f32(OP, "out", out.shared(), 3)?;
         if let Some(dp) = &dp {
-            expect_len(OP, "dp", dp.len(), n * per)?;
+            expect_f32(OP, "dp", dp.shared(), n * per)?;
         }
         let pieces_per_image = blocks(per, kernels::LOSS_PIECE as usize);
         let pieces = dims.n * pieces_per_image;
@@ -98,11 +98,11 @@ impl<L: Launcher> Loss for Gpu<L> {
     ) -> Result<()> {
         let (n, per) = (dims.n as usize, dims.per_image as usize);
         check_codes(OP, dims.predict, dims.loss)?;
-        expect_len(OP, "pred", pred.len(), n * per)?;
-        expect_len(OP, "noisy", noisy.len(), n * per)?;
-        expect_len(OP, "rates", rates.len(), 2 * n)?;
-        expect_len(OP, "pred_noise", pred_noise.len(), n * per)?;
-        expect_len(OP, "pred_image", pred_image.len(), n * per)?;
+        expect_f32(OP, "pred", pred, n * per)?;
+        expect_f32(OP, "noisy", noisy, n * per)?;
+        expect_f32(OP, "rates", rates, 2 * n)?;
+        expect_f32(OP, "pred_noise", pred_noise.shared(), n * per)?;
+        expect_f32(OP, "pred_image", pred_image.shared(), n * per)?;
         let args = SplitArgs {
             pred: pred.ptr(),
             noisy: noisy.ptr(),

@@ -7,7 +7,7 @@ use crate::device::gpu::{DevicePtr, Gpu, GpuSlice, GpuSliceMut, blocks};
 use crate::device::launcher::Launcher;
 use crate::error::{Error, Result};
 use crate::kernels;
-use crate::ops::expect_len;
+use crate::ops::expect_f32;
 
 const THREADS: u32 = 256;
 
@@ -51,11 +51,12 @@ fn args(key: NoiseKey, step: GpuSlice<'_>, out: &GpuSliceMut<'_>, per_image: usi
 impl<L: Launcher> Noise for Gpu<L> {
     fn fill_normal(&self, key: NoiseKey, step: GpuSlice<'_>, per_image: usize, out: GpuSliceMut<'_>) -> Result<()> {
         const OP: &str = "fill_normal";
-        expect_len(OP, "step", step.len(), 1)?;
+        expect_f32(OP, "step", step, 1)?;
         if per_image == 0 || !out.len().is_multiple_of(per_image) {
             let what = format!("{} elements are no whole number of images of {per_image}", out.len());
             return Err(Error::Shape { op: OP, what });
         }
+        expect_f32(OP, "out", out.shared(), out.len())?;
         let images = out.len() / per_image;
         let grid = [blocks(per_image.div_ceil(4), THREADS as usize), images as u32, 1];
         let args = args(key, step, &out, per_image, images);
@@ -63,7 +64,8 @@ impl<L: Launcher> Noise for Gpu<L> {
     }
 
     fn fill_uniform(&self, key: NoiseKey, step: GpuSlice<'_>, out: GpuSliceMut<'_>) -> Result<()> {
-        expect_len("fill_uniform", "step", step.len(), 1)?;
+        expect_f32("fill_uniform", "step", step, 1)?;
+        expect_f32("fill_uniform", "out", out.shared(), out.len())?;
         let args = args(key, step, &out, 1, out.len());
         let grid = [blocks(out.len(), THREADS as usize), 1, 1];
         self.launch(&kernels::NOISE_UNIFORM_F32, grid, [THREADS, 1, 1], 0, &args)
@@ -82,8 +84,10 @@ impl<L: Launcher> Noise for Gpu<L> {
             let what = format!("rates of {} and images of {} elements do not fit", rates.len(), noisy.len());
             return Err(Error::Shape { op: OP, what });
         }
-        expect_len(OP, "images", images.len(), noisy.len())?;
-        expect_len(OP, "noise", noise.len(), noisy.len())?;
+        expect_f32(OP, "rates", rates, 2 * n)?;
+        expect_f32(OP, "noisy", noisy.shared(), noisy.len())?;
+        expect_f32(OP, "images", images, noisy.len())?;
+        expect_f32(OP, "noise", noise, noisy.len())?;
         let per_image = noisy.len() / n;
         let args = QSampleArgs {
             images: images.ptr(),

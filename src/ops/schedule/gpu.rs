@@ -3,11 +3,11 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{Schedule, ScheduleDims, ScheduleOutput};
-use crate::device::gpu::{DevicePtr, Dtype, Gpu, GpuSlice};
+use crate::device::gpu::{DevicePtr, Gpu, GpuSlice};
 use crate::device::launcher::Launcher;
 use crate::error::{Error, Result};
 use crate::kernels;
-use crate::ops::expect_len;
+use crate::ops::expect_f32;
 
 const OP: &str = "schedule";
 
@@ -35,10 +35,10 @@ impl<L: Launcher> Schedule for Gpu<L> {
             let what = format!("the embedding needs an even number of channels, not {e}");
             return Err(Error::Shape { op: OP, what });
         }
-        expect_len(OP, "times", times.len(), n)?;
-        expect_len(OP, "rates", out.rates.len(), 2 * n)?;
-        expect_len(OP, "embedding", out.embedding.len(), n * e)?;
-        expect_len(OP, "stats", out.stats.len(), n * e * 2)?;
+        expect_f32(OP, "times", times, n)?;
+        expect_f32(OP, "rates", out.rates.shared(), 2 * n)?;
+        expect_f32(OP, "embedding", out.embedding.shared(), n * e)?;
+        expect_f32(OP, "stats", out.stats.shared(), n * e * 2)?;
         // Angles are those of the cosine schedule only; bounds of a linear one need not be cosines.
         let angle = |rate: f64| if dims.linear == 0 { rate.acos() } else { 0.0 };
         let start = angle(dims.max_signal);
@@ -56,10 +56,6 @@ impl<L: Launcher> Schedule for Gpu<L> {
             embed_signal: dims.embed_signal,
             single: dims.single,
         };
-        let kernel = match out.embedding.dtype() {
-            Dtype::F32 => &kernels::SCHEDULE_FWD_F32,
-            Dtype::Bf16 => &kernels::SCHEDULE_FWD_BF16,
-        };
-        self.launch(kernel, [dims.n, 1, 1], [64, 1, 1], 0, &args)
+        self.launch(&kernels::SCHEDULE_FWD_F32, [dims.n, 1, 1], [kernels::SCHEDULE_THREADS, 1, 1], 0, &args)
     }
 }

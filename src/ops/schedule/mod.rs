@@ -49,7 +49,7 @@ pub const LINEAR_STEPS: usize = 1000;
 pub struct ScheduleOutput<'a, M: Memory> {
     /// [N, 2]: signal rate, noise rate.
     pub rates: M::SliceMut<'a>,
-    /// [N, E].
+    /// [N, E], float32 on every device.
     pub embedding: M::SliceMut<'a>,
     /// [N, E, 2]: the embedding as a picture that is constant over its pixels has itself as mean and no deviation.
     pub stats: M::SliceMut<'a>,

@@ -223,8 +223,8 @@ fn shared_bytes(variant: &Variant, d: &ConvDims, halo: u32, stages: usize) -> us
     let pitch = halo + (6 - halo % 4) % 4; // 2 modulo 4
     let tables = ((pixels + pitch) * 8).next_multiple_of(128);
     let input = pitch * (kernels::CONV_CHUNK_UNITS * kernels::CONV_UNIT_BYTES) as usize;
-    let filter = channels / kernels::CONV_PACK_CHANNELS as usize * d.taps() * pack::TAP_BYTES;
-    tables + after.max(stages * (input + filter))
+    let filter_row = channels / kernels::CONV_PACK_CHANNELS as usize * d.side as usize * pack::TAP_BYTES;
+    tables + after.max(2 * filter_row + stages * input)
 }
 
 /// Launches the product. The lengths of the inputs and of the epilogue have been checked.
@@ -259,7 +259,12 @@ pub(super) fn forward<'a, L: Launcher>(
     let (v0, v1) = (v.map(|v| v.x0), v.and_then(|v| v.x1));
     let (scale, shift) = prologue.affine.unzip();
     let Epilogue { bias, bias_res, silu_grad: h, add0, add1, .. } = epilogue;
-    expect_dtype("operand", &[input.x1, res0, res1], input_dtype)?;
+    // What is the same at every pixel stays float32: a norm must see it unrounded.
+    let constant = [(input.x1, input.x1_constant), (res1, residual.is_some_and(|r| r.x1_constant))];
+    for (x1, constant) in constant {
+        expect_dtype("operand", &[x1], if constant { Dtype::F32 } else { input_dtype })?;
+    }
+    expect_dtype("operand", &[res0], input_dtype)?;
     let y1 = out.y1.as_ref().map(GpuSliceMut::shared);
     expect_dtype("operand of the epilogue", &[h, v0, v1, add0, add1, y1], output_dtype)?;
     let stats = out.stats.as_ref().map(GpuSliceMut::shared);

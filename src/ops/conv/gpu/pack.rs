@@ -56,7 +56,7 @@ pub(super) fn packed_len(dtype: Dtype, d: &ConvDims) -> usize {
 
 /// The kernels read it in units.
 pub(super) fn check_packed(packed: DevicePtr, got: Dtype, want: Dtype) -> Result<()> {
-    if got != want || packed.0 % u64::from(CONV_UNIT_BYTES) != 0 {
+    if got != want || !packed.0.is_multiple_of(u64::from(CONV_UNIT_BYTES)) {
         return shape_error(format!(
             "a packed filter is {want:?} at a multiple of {CONV_UNIT_BYTES} bytes, not {got:?} at {packed:?}"
         ));

@@ -4,9 +4,11 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::super::lengths::{check_input, expect, shape_error};
 use super::super::{ConvDims, Operand, Prologue, WeightGradients};
+use super::{expect_dtype, len, ptr};
 use crate::device::Memory;
-use crate::device::gpu::{Arithmetic, DevicePtr, Dtype, Gpu, GpuSlice};
+use crate::device::gpu::{Arithmetic, DevicePtr, Dtype, Gpu, GpuSlice, GpuSliceMut};
 use crate::device::launcher::Launcher;
 use crate::error::{Error, Result};
 use crate::kernels::{self, KernelEntry};
@@ -51,6 +53,7 @@ struct ProductArgs {
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct ReduceArgs {
     partial: DevicePtr,
+    partial_res: DevicePtr,
     dw: DevicePtr,
     dw_res: DevicePtr,
     db: DevicePtr,
@@ -58,9 +61,11 @@ struct ReduceArgs {
     border_sums: DevicePtr,
     slices: u32,
     stride: u32,
+    slices_res: u32,
+    stride_res: u32,
     main: u32,
-    res: u32,
     sums: u32,
+    res: u32,
     k: u32,
     centre: u32,
     unused: u32,
@@ -85,7 +90,10 @@ fn instances(arithmetic: Arithmetic, side: u32) -> &'static [Instance] {
             64 x 64 CONV_WGRAD_3X3_64X64_BF16, 64 x 32 CONV_WGRAD_3X3_64X32_BF16,
             32 x 64 CONV_WGRAD_3X3_32X64_BF16, 32 x 32 CONV_WGRAD_3X3_32X32_BF16
         ),
-        (Arithmetic::Bf16, _) => instances!(64 x 64 CONV_WGRAD_1X1_64X64_BF16, 32 x 32 CONV_WGRAD_1X1_32X32_BF16),
+        (Arithmetic::Bf16, _) => instances!(
+            64 x 64 CONV_WGRAD_1X1_64X64_BF16, 64 x 32 CONV_WGRAD_1X1_64X32_BF16,
+            32 x 64 CONV_WGRAD_1X1_32X64_BF16, 32 x 32 CONV_WGRAD_1X1_32X32_BF16
+        ),
         (Arithmetic::Tf32, 3) => instances!(
             64 x 64 CONV_WGRAD_3X3_64X64_TF32, 64 x 32 CONV_WGRAD_3X3_64X32_TF32,
             32 x 64 CONV_WGRAD_3X3_32X64_TF32, 32 x 32 CONV_WGRAD_3X3_32X32_TF32
@@ -147,24 +155,23 @@ struct Plan {
 }
 
 impl Plan {
-    /// The plan that should be quickest. Slices fill the GPU, or are given.
+    /// The plan that should be quickest, with as many slices as fill the GPU.
     ///
     /// Costs are counted in products of a multiprocessor: those of the tiles, and for each element that it moves as many as it
     /// does meanwhile. Large blocks read their operands less often, small ones write and add fewer partial sums.
     fn new(
-        arithmetic: Arithmetic,
+        instances: &'static [Instance],
         dtype: Dtype,
         tiling: &Tiling,
         side: u32,
         [c, k]: [usize; 2],
-        slices: Option<usize>,
     ) -> Result<Self> {
         const PRODUCTS_PER_ELEMENT: usize = 92;
         let taps = (side * side) as usize;
         let at_once = if side == 3 { BLOCKS_3X3 } else { BLOCKS_1X1 };
-        let plans = instances(arithmetic, side).iter().filter_map(|instance| {
+        let plans = instances.iter().filter_map(|instance| {
             let blocks = c.div_ceil(instance.c) * k.div_ceil(instance.k);
-            let slices = slices.unwrap_or((at_once / blocks).clamp(1, tiling.count));
+            let slices = (at_once / blocks).clamp(1, tiling.count);
             let products = taps * instance.c * instance.k;
             let read = instance.c * tiling.halo_pixels(side) + instance.k * tiling.pixels;
             // A partial sum is written and read, in float32.
@@ -183,7 +190,7 @@ impl Plan {
 fn shared_bytes(instance: &Instance, dtype: Dtype, side: u32, tiling: &Tiling) -> usize {
     let (stages, pad) = (kernels::WGRAD_STAGES as usize, kernels::WGRAD_PAD as usize);
     let taps = (side * side) as usize;
-    let places = if side == 3 { tiling.pixels / 16 * 36 } else { tiling.pixels };
+    let places = tiling.pixels + if side == 3 { tiling.pixels / 16 * 36 } else { 0 };
     let tables = 4 * places + stages * 2 * tiling.pixels + 2 * 4 * instance.c;
     let stage = (tiling.halo_pixels(side) * (instance.c + pad) + tiling.pixels * (instance.k + pad)) * dtype.size();
     // The groups of pixels exchange their sums through the same memory.
@@ -198,14 +205,17 @@ struct Product<'a, L: Launcher> {
     c: [u32; 2],
     side: u32,
     plan: Plan,
-    /// Where its rows begin in a slice.
-    first: usize,
+    /// With border sums.
     sums: bool,
+    partial: Partial,
 }
 
-/// Partial sums.
+/// Partial sums: slices of [taps, channels, K], then [taps, K] of border sums.
+#[derive(Clone, Copy)]
 struct Partial {
     ptr: DevicePtr,
+    slices: usize,
+    /// Elements of a slice; a multiple of four.
     stride: usize,
     /// Where the border sums begin in a slice.
     sums: usize,
@@ -221,46 +231,69 @@ pub(super) fn conv_wgrad<'a, L: Launcher>(
     out: WeightGradients<'_, Gpu<L>>,
 ) -> Result<()> {
     check(d, &input, &prologue, residual.as_ref(), dy, &out)?;
-    let (arithmetic, dtype) = (gpu.arithmetic(), gpu.activation_dtype());
-    let (c, r, k, taps) = (d.c(), d.r(), d.k as usize, d.taps());
-    let tiling = Tiling::new(d, dtype);
-    let plan = Plan::new(arithmetic, dtype, &tiling, d.side, [c, k], None)?;
-    let slices = plan.slices;
+    let (main, res) = (instances(gpu.arithmetic(), d.side), instances(gpu.arithmetic(), 1));
+    launch(gpu, d, [main, res], input, prologue, residual, dy, out)
+}
 
-    // A slice holds dW, dR and the border sums, and ends at a multiple of four elements.
+/// Both products with the best of the instances for each, and the reduction.
+#[allow(clippy::too_many_arguments)] // those of the operation, and the instances
+fn launch<'a, L: Launcher>(
+    gpu: &Gpu<L>,
+    d: &ConvDims,
+    instances: [&'static [Instance]; 2],
+    input: Operand<'a, Gpu<L>>,
+    prologue: Prologue<'a, Gpu<L>>,
+    residual: Option<Operand<'a, Gpu<L>>>,
+    dy: GpuSlice<'a>,
+    out: WeightGradients<'_, Gpu<L>>,
+) -> Result<()> {
+    let dtype = gpu.activation_dtype();
+    let (k, taps) = (d.k as usize, d.taps());
     let with_sums = out.db.is_some() || out.db_res.is_some() || out.border_sums.is_some();
-    let (main, res, sums) = (taps * c * k, r * k, if with_sums { taps * k } else { 0 });
-    let stride = (main + res + sums).next_multiple_of(4);
-    let workspace = gpu.alloc(slices * stride)?;
-    let partial = Partial { ptr: Gpu::<L>::all(&workspace).ptr(), stride, sums: main + res };
-    let product = Product { input, prologue, c: [d.c0, d.c1], side: d.side, plan, first: 0, sums: with_sums };
-    launch_product(gpu, d, &tiling, &partial, dy, product)?;
+    let (main, res, sums) = (taps * d.c() * k, d.r() * k, if with_sums { taps * k } else { 0 });
+
+    let tiling = Tiling::new(d, dtype);
+    let plan = Plan::new(instances[0], dtype, &tiling, d.side, [d.c(), k])?;
+    let (stride, stride_res) = ((main + sums).next_multiple_of(4), res.next_multiple_of(4));
+    let workspace = gpu.alloc(plan.slices * stride)?;
+    let partial = Partial { ptr: Gpu::<L>::all(&workspace).ptr(), slices: plan.slices, stride, sums: main };
+    let product = Product { input, prologue, c: [d.c0, d.c1], side: d.side, plan, sums: with_sums, partial };
+    launch_product(gpu, d, &tiling, dy, product)?;
+
+    let mut workspace_res = None;
+    let mut partial_res = Partial { ptr: DevicePtr::NULL, slices: 0, stride: stride_res, sums: res };
     if let Some(input) = residual {
-        // In the same slices, so that one reduction adds both.
-        let plan = Plan::new(arithmetic, dtype, &tiling, 1, [r, k], Some(slices))?;
-        let product =
-            Product { input, prologue: Prologue::none(), c: [d.r0, d.r1], side: 1, plan, first: main, sums: false };
-        launch_product(gpu, d, &tiling, &partial, dy, product)?;
+        let tiling = Tiling::new(&ConvDims { side: 1, ..*d }, dtype);
+        let plan = Plan::new(instances[1], dtype, &tiling, 1, [d.r(), k])?;
+        let workspace = workspace_res.insert(gpu.alloc(plan.slices * stride_res)?);
+        partial_res = Partial { ptr: Gpu::<L>::all(workspace).ptr(), slices: plan.slices, ..partial_res };
+        let (c, prologue) = ([d.r0, d.r1], Prologue::none());
+        let product = Product { input, prologue, c, side: 1, plan, sums: false, partial: partial_res };
+        launch_product(gpu, d, &tiling, dy, product)?;
     }
 
-    let groups = 1 << slices.min(REDUCE_GROUPS).ilog2();
+    let groups = 1 << partial.slices.max(partial_res.slices).min(REDUCE_GROUPS).ilog2();
+    let result = |view: Option<GpuSliceMut<'_>>| view.map_or(DevicePtr::NULL, |view| view.ptr());
     let args = ReduceArgs {
         partial: partial.ptr,
+        partial_res: partial_res.ptr,
         dw: out.dw.ptr(),
-        dw_res: out.dw_res.map_or(DevicePtr::NULL, |v| v.ptr()),
-        db: out.db.map_or(DevicePtr::NULL, |v| v.ptr()),
-        db_res: out.db_res.map_or(DevicePtr::NULL, |v| v.ptr()),
-        border_sums: out.border_sums.map_or(DevicePtr::NULL, |v| v.ptr()),
-        slices: slices as u32,
+        dw_res: result(out.dw_res),
+        db: result(out.db),
+        db_res: result(out.db_res),
+        border_sums: result(out.border_sums),
+        slices: partial.slices as u32,
         stride: stride as u32,
+        slices_res: partial_res.slices as u32,
+        stride_res: stride_res as u32,
         main: main as u32,
-        res: res as u32,
         sums: sums as u32,
+        res: res as u32,
         k: d.k,
         centre: (taps / 2 * k) as u32,
         unused: 0,
     };
-    let blocks = (main + res + sums).div_ceil(128) as u32;
+    let blocks = (stride + stride_res).div_ceil(128) as u32;
     gpu.launch(&kernels::CONV_WGRAD_REDUCE_F32, [blocks, 1, 1], [32, groups, 1], groups * 512, &args)
 }
 
@@ -268,12 +301,11 @@ fn launch_product<L: Launcher>(
     gpu: &Gpu<L>,
     d: &ConvDims,
     tiling: &Tiling,
-    partial: &Partial,
     dy: GpuSlice<'_>,
     product: Product<'_, L>,
 ) -> Result<()> {
     let dtype = gpu.activation_dtype();
-    let Product { input, prologue, c: [c0, c1], side, plan, first, sums } = product;
+    let Product { input, prologue, c: [c0, c1], side, plan, sums, partial } = product;
     let lanes = 16 / dtype.size() as u32;
     // Vectors: the kernel's own element type, at addresses and channels of multiples of 16 bytes.
     let vectors = |view: GpuSlice<'_>, channels: &[u32]| {
@@ -291,14 +323,14 @@ fn launch_product<L: Launcher>(
             | flag(x1.dtype() == Dtype::F32, kernels::WGRAD_X1_F32)
             | flag(vectors(x1, &[c0, c1]), kernels::WGRAD_X1_VECTORS);
     }
-    let (scale, shift) = prologue.affine.map_or((DevicePtr::NULL, DevicePtr::NULL), |(a, b)| (a.ptr(), b.ptr()));
+    let (scale, shift) = prologue.affine.unzip();
     let args = ProductArgs {
         x0: input.x0.ptr(),
-        x1: input.x1.map_or(DevicePtr::NULL, |x1| x1.ptr()),
-        scale,
-        shift,
+        x1: ptr(input.x1),
+        scale: ptr(scale),
+        shift: ptr(shift),
         dy: dy.ptr(),
-        partial: partial.ptr.offset(first * 4),
+        partial: partial.ptr,
         partial_sums: partial.ptr.offset(partial.sums * 4),
         n: d.n,
         h: d.h,
@@ -316,7 +348,7 @@ fn launch_product<L: Launcher>(
         unused: 0,
     };
     let Instance { c, k, kernel } = plan.instance;
-    let grid = [d.k.div_ceil(*k as u32), plan.slices as u32, (c0 + c1).div_ceil(*c as u32)];
+    let grid = [d.k.div_ceil(*k as u32), partial.slices as u32, (c0 + c1).div_ceil(*c as u32)];
     let threads = if side == 3 { kernels::WGRAD_THREADS_3X3 } else { kernels::WGRAD_THREADS_1X1 };
     gpu.launch(kernel, grid, [threads, 1, 1], plan.shared as u32, &args)
 }
@@ -329,28 +361,16 @@ fn check<L: Launcher>(
     dy: GpuSlice<'_>,
     out: &WeightGradients<'_, Gpu<L>>,
 ) -> Result<()> {
-    let refuse = |what: String| Err(Error::Shape { op: "conv_wgrad", what });
-    let expect = |name: &str, got: usize, want: usize| crate::ops::expect_len("conv_wgrad", name, got, want);
-    d.validate()?;
+    check_input(d, input, prologue, residual, len)?;
     let (k, taps, pixels) = (d.k as usize, d.taps(), d.pixels());
     let largest = pixels.max((taps * d.c() + d.r() + taps) * k);
     if i32::try_from(largest).is_err() {
-        return refuse(format!("too large for 32-bit indices: {d:?}"));
+        return shape_error(format!("too large for 32-bit indices: {d:?}"));
     }
-    let operand = |name: &str, x: &Operand<'_, Gpu<L>>, c0: u32, c1: u32| {
-        expect(&format!("{name}.x0"), x.x0.len(), pixels * c0 as usize)?;
-        let per = if x.x1_constant { d.n as usize } else { pixels };
-        expect(&format!("{name}.x1"), x.x1.map_or(0, |x1| x1.len()), per * c1 as usize)
-    };
-    operand("input", input, d.c0, d.c1)?;
     if residual.is_some() != (d.r() > 0) || out.dw_res.is_some() != (d.r() > 0) {
-        return refuse(format!("the residual and `dw_res` belong to {} residual channels", d.r()));
-    }
-    if let Some(residual) = residual {
-        operand("residual", residual, d.r0, d.r1)?;
+        return shape_error(format!("the residual and `dw_res` belong to {} residual channels", d.r()));
     }
     expect("dy", dy.len(), pixels * k)?;
-    let affine = prologue.affine.iter().flat_map(|(scale, shift)| [("scale", *scale, d.c()), ("shift", *shift, d.c())]);
     let views = [
         ("dw", Some(&out.dw), taps * d.c() * k),
         ("dw_res", out.dw_res.as_ref(), d.r() * k),
@@ -358,12 +378,105 @@ fn check<L: Launcher>(
         ("db_res", out.db_res.as_ref(), k),
         ("border_sums", out.border_sums.as_ref(), taps * k),
     ];
-    let results = views.into_iter().filter_map(|(name, view, want)| Some((name, view?.shared(), want)));
-    for (name, view, want) in affine.chain(results) {
-        expect(name, view.len(), want)?;
-        if view.dtype() != Dtype::F32 {
-            return refuse(format!("`{name}` is {:?}, F32 expected", view.dtype()));
+    for (name, view, want) in views {
+        if let Some(view) = view {
+            expect(name, view.len(), want)?;
+            expect_dtype(name, &[Some(view.shared())], Dtype::F32)?;
         }
     }
-    Ok(())
+    let (scale, shift) = prologue.affine.unzip();
+    expect_dtype("scale or shift", &[scale, shift], Dtype::F32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::gpu::GpuBuffer;
+    use crate::device::sim::Sim;
+    use crate::ops::conv::reference;
+    use crate::rng::{Purpose, Stream};
+
+    fn normal(index: u64, len: usize) -> Vec<f32> {
+        let mut values = vec![0.0; len];
+        Stream::new(42, Purpose::Init, 0, index).fill_normal(&mut values);
+        values
+    }
+
+    fn uploaded(gpu: &Gpu<Sim>, values: &[f32], activation: bool) -> <Gpu<Sim> as Memory>::Buffer {
+        let buffer = if activation { gpu.alloc_activation(values.len()) } else { gpu.alloc(values.len()) };
+        let mut buffer = buffer.unwrap();
+        gpu.upload(values, Gpu::<Sim>::all_mut(&mut buffer)).unwrap();
+        buffer
+    }
+
+    fn relative_error(got: &[f32], want: &[f64]) -> f64 {
+        let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+        let difference = squares(&mut got.iter().zip(want).map(|(&g, w)| f64::from(g) - w));
+        (difference / squares(&mut want.iter().copied())).sqrt()
+    }
+
+    /// Every instance, whatever the plans prefer, with blocks that are full and blocks that are not.
+    #[test]
+    fn every_instance() {
+        for (side, hw) in [(1, [9, 18]), (3, [9, 18]), (3, [7, 8])] {
+            let d = ConvDims { n: 3, h: hw[0], w: hw[1], c0: 64, c1: 8, r0: 0, r1: 0, k: 72, side };
+            let operands = [d.pixels() * 64, d.pixels() * 8, 72, 72, d.pixels() * 72];
+            let operands = [0, 1, 2, 3, 4].map(|i| normal(i as u64, operands[i]));
+            let wide = |values: &Vec<f32>| values.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
+            let [x0, x1, scale, shift, dy] = operands.each_ref().map(wide);
+            let input = reference::Operand { x0: &x0, x1: Some(&x1), x1_constant: false };
+            let prologue = reference::Prologue { affine: Some((&scale, &shift)), silu: true };
+            let want = reference::wgrad(&d, input, prologue, None, &dy);
+            for (arithmetic, tolerance) in
+                [(Arithmetic::Fp32, 2e-6), (Arithmetic::Tf32, 1e-3), (Arithmetic::Bf16, 6e-3)]
+            {
+                let Ok(sim) = Sim::new() else {
+                    eprintln!("SKIPPED: no simulator in this build");
+                    return;
+                };
+                let gpu = Gpu::new(sim, arithmetic);
+                gpu.poison_new_buffers();
+                for instance in instances(arithmetic, side) {
+                    let (dw, border_sums) = run(&gpu, &d, instance, &operands);
+                    for (what, got, want) in [("dw", dw, &want.dw), ("sums", border_sums, &want.border_sums)] {
+                        let error = relative_error(&got, want);
+                        assert!(error < tolerance, "{what} of {}: {error:.2e}", instance.kernel.name);
+                    }
+                }
+            }
+        }
+    }
+
+    /// dw and border sums by one instance. Operands: x0, x1, scale, shift, dy.
+    fn run(
+        gpu: &Gpu<Sim>,
+        d: &ConvDims,
+        instance: &'static Instance,
+        operands: &[Vec<f32>; 5],
+    ) -> (Vec<f32>, Vec<f32>) {
+        let all = Gpu::<Sim>::all;
+        let [x0, x1, scale, shift, dy] = operands;
+        let [x0, x1, dy] = [x0, x1, dy].map(|values| uploaded(gpu, values, true));
+        let [scale, shift] = [scale, shift].map(|values| uploaded(gpu, values, false));
+        let k = d.k as usize;
+        let mut dw = uploaded(gpu, &vec![0.0; d.taps() * d.c() * k], false);
+        let mut border_sums = gpu.alloc(d.taps() * k).unwrap();
+        let out = WeightGradients {
+            dw: Gpu::<Sim>::all_mut(&mut dw),
+            dw_res: None,
+            db: None,
+            db_res: None,
+            border_sums: Some(Gpu::<Sim>::all_mut(&mut border_sums)),
+        };
+        let input = Operand { x0: all(&x0), x1: Some(all(&x1)), x1_constant: false };
+        let prologue = Prologue { affine: Some((all(&scale), all(&shift))), silu: true };
+        let only = std::slice::from_ref(instance);
+        launch(gpu, d, [only, only], input, prologue, None, all(&dy), out).unwrap();
+        let read = |buffer: &GpuBuffer<Sim>| {
+            let mut values = vec![0.0; Gpu::<Sim>::buffer_len(buffer)];
+            gpu.download(all(buffer), &mut values).unwrap();
+            values
+        };
+        (read(&dw), read(&border_sums))
+    }
 }
