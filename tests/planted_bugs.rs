@@ -62,7 +62,7 @@ fn the_kernel_itself_is_clean() {
 
 #[test]
 fn a_missing_barrier_is_reported() {
-    is_reported("no_barrier", " read", CONV, "ldmatrix_x4(x[i], pixels[i] + shift);");
+    is_reported("no_barrier", " read", CONV, "ldmatrix_x4(x[i], pixels[i]");
     is_reported("no_barrier_before_results", "RACE", CONV, "*reinterpret_cast<float2*>(r) =");
 }
 
@@ -76,5 +76,5 @@ fn a_missing_wait_is_reported() {
 fn a_missing_guard_is_reported() {
     is_reported("no_guard_below", "OUT OF BOUNDS read of 16 bytes", TILE, COPY);
     is_reported("no_guard_of_images", "OUT OF BOUNDS read of 16 bytes", TILE, COPY);
-    is_reported("no_guard_of_output", "OUT OF BOUNDS", EPILOGUE, "__stcg(reinterpret_cast<uint4*>(y + at), packed);");
+    is_reported("no_guard_of_output", "OUT OF BOUNDS", EPILOGUE, "__stcg(reinterpret_cast<uint4*>(out), packed);");
 }

@@ -72,14 +72,12 @@ extern "C" __global__ void sim_test_static_shared(const __grid_constant__ SimTes
   out<float>(a)[threadIdx.x] = values[threadIdx.x];
 }
 
-static __device__ __noinline__ int deep(volatile int* at, int depth) {
-  volatile int frame[64];  // BUG stack_overflow
-  for (int i = 0; i < 64; i++) frame[i] = depth;
-  return depth == 0 ? *at : deep(frame, depth - 1) + frame[depth % 64];
-}
+// On one line: the stack may end anywhere in it.
+// clang-format off
+static __device__ __noinline__ int deep(int depth) { volatile int frame[64]; frame[depth % 64] = depth; return depth == 0 ? 0 : deep(depth - 1) + frame[depth % 64]; }  // BUG stack_overflow
+// clang-format on
 extern "C" __global__ void sim_test_stack_overflow(const __grid_constant__ SimTestArgs a) {
-  int depth = (int)a.n * 1000;
-  out<int>(a)[threadIdx.x] = deep(&depth, depth);
+  out<int>(a)[threadIdx.x] = deep((int)a.n * 1000);
 }
 
 extern "C" __global__ void sim_test_uninitialised(const __grid_constant__ SimTestArgs a) {
