@@ -194,3 +194,11 @@ extern "C" __global__ void sim_test_misaligned(const __grid_constant__ SimTestAr
 extern "C" __global__ void sim_test_trap(const __grid_constant__ SimTestArgs a) {
   if (threadIdx.x == 3) __trap();  // BUG trap
 }
+
+extern "C" __global__ void sim_test_bytes_race(const __grid_constant__ SimTestArgs a) {
+  out<uint8_t>(a)[threadIdx.x / 2] = (uint8_t)threadIdx.x;  // BUG bytes_race
+}
+
+extern "C" __global__ void sim_test_division_by_zero(const __grid_constant__ SimTestArgs a) {
+  out<int>(a)[threadIdx.x] = (int)threadIdx.x / (int)(a.n - 64);  // BUG division_by_zero
+}
