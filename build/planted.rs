@@ -21,8 +21,8 @@ const FAULTS: [Fault; 6] = [
     Fault {
         name: "no_barrier",
         file: "conv.cu",
-        text: "__syncthreads();  // this chunk is complete, and nobody reads",
-        becomes: "// this chunk is complete, and nobody reads",
+        text: "      __syncthreads();\n      if (row + 1 < rows",
+        becomes: "\n      if (row + 1 < rows",
     },
     Fault {
         name: "no_barrier_before_results",
@@ -46,8 +46,8 @@ const FAULTS: [Fault; 6] = [
     Fault {
         name: "no_guard_of_output",
         file: "conv_epilogue.cuh",
-        text: "const int pixel = where[p].x;\n    if (pixel < 0) continue;\n    const size_t at",
-        becomes: "const int pixel = where[p].x;\n\n    const size_t at",
+        text: "    if (pixel < 0) continue;\n    float* result = results + p * RESULT_PITCH<N> + group * V;",
+        becomes: "\n    float* result = results + p * RESULT_PITCH<N> + group * V;",
     },
 ];
 

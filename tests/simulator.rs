@@ -347,7 +347,7 @@ fn faults_of_threads_that_wait_are_reported() {
             "exit_before_barrier": "exit",
             "two_barriers": "__syncthreads",
             "shuffle_missing_lanes": "warp divergence",
-            "shuffle_exited_lanes": "exited lanes",
+            "shuffle_exited_lanes": "exit",
             "shuffle_outside_mask": "not in mask",
             "deadlock": "deadlock",
             "stack_overflow": "stack overflow",
