@@ -73,8 +73,7 @@ extern "C" __global__ void sim_test_static_shared(const __grid_constant__ SimTes
 }
 
 static __device__ __noinline__ int deep(volatile int* at, int depth) {
-  volatile int frame[64];  // BUG stack_overflow
-  for (int i = 0; i < 64; i++) frame[i] = depth;
+  volatile int frame[64]; for (int i = 0; i < 64; i++) frame[i] = depth;  // BUG stack_overflow
   return depth == 0 ? *at : deep(frame, depth - 1) + frame[depth % 64];
 }
 extern "C" __global__ void sim_test_stack_overflow(const __grid_constant__ SimTestArgs a) {
