@@ -281,6 +281,13 @@ fn correct_kernels_are_accepted() {
     let sum: f32 = input[..64].iter().sum();
     assert!(floats(&got).into_iter().all(|got| got == sum), "{sum}");
 
+    let bytes = Case { kernel: "sim_test_clean_bytes", shared: 0, output: vec![0; 32], ..case.clone() };
+    let (got, _) = everywhere(&bytes).unwrap();
+    for (i, got) in bytemuck::cast_slice::<u32, u8>(&got).iter().enumerate() {
+        let (from, factor) = (63 - i % 64, if i < 64 { 3 } else { 5 });
+        assert_eq!(*got, (from * factor) as u8, "byte {i}");
+    }
+
     let last_block =
         Case { kernel: "sim_test_clean_last_block", grid: 5, shared: 0, extra: vec![0; 5 * 64 + 1], ..case };
     let (got, extra) = everywhere(&last_block).unwrap();
@@ -346,6 +353,7 @@ fn faults_of_threads_that_wait_are_reported() {
             "stack_overflow": "stack overflow",
             "exit_outstanding": "copies outstanding",
             "trap": "__trap()",
+            "division_by_zero": "division by zero",
         } {
             is_reported(&bench, name, kernel, kind);
         }
@@ -380,6 +388,7 @@ fn races_are_reported() {
         "missing_syncwarp": "RACE",
         "global_race": "RACE",
         "blocks_race": "RACE write after write",
+        "bytes_race": "RACE write after write",
         "ticket_without_fence": "of another block",
         "read_before_wait": "ASYNC: read",
         "wait_without_barrier": "planted.cu",

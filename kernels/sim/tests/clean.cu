@@ -59,3 +59,14 @@ extern "C" __global__ void sim_test_clean_last_block(const __grid_constant__ Sim
   for (uint32_t block = 0; block < gridDim.x; block++) sum += sums[block * blockDim.x + threadIdx.x];
   out<float>(a)[threadIdx.x] = sum;
 }
+
+// Neighbouring bytes are of different threads, in shared and in global memory, and so are halves of a word.
+extern "C" __global__ void sim_test_clean_bytes(const __grid_constant__ SimTestArgs a) {
+  __shared__ uint8_t bytes[64];
+  __shared__ uint16_t halves[64];
+  bytes[threadIdx.x] = (uint8_t)(threadIdx.x * 3);
+  halves[threadIdx.x] = (uint16_t)(threadIdx.x * 5);
+  __syncthreads();
+  out<uint8_t>(a)[threadIdx.x] = bytes[63 - threadIdx.x];
+  out<uint8_t>(a)[64 + threadIdx.x] = (uint8_t)halves[63 - threadIdx.x];
+}

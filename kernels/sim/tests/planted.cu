@@ -72,12 +72,13 @@ extern "C" __global__ void sim_test_static_shared(const __grid_constant__ SimTes
   out<float>(a)[threadIdx.x] = values[threadIdx.x];
 }
 
-// On one line: the stack may end anywhere in it.
-// clang-format off
-static __device__ __noinline__ int deep(int depth) { volatile int frame[64]; frame[depth % 64] = depth; return depth == 0 ? 0 : deep(depth - 1) + frame[depth % 64]; }  // BUG stack_overflow
-// clang-format on
+static __device__ __noinline__ int deep(volatile int* at, int depth) {
+  volatile int frame[64]; for (int i = 0; i < 64; i++) frame[i] = depth;  // BUG stack_overflow
+  return depth == 0 ? *at : deep(frame, depth - 1) + frame[depth % 64];
+}
 extern "C" __global__ void sim_test_stack_overflow(const __grid_constant__ SimTestArgs a) {
-  out<int>(a)[threadIdx.x] = deep((int)a.n * 1000);
+  int depth = (int)a.n * 1000;
+  out<int>(a)[threadIdx.x] = deep(&depth, depth);
 }
 
 extern "C" __global__ void sim_test_uninitialised(const __grid_constant__ SimTestArgs a) {
@@ -191,4 +192,12 @@ extern "C" __global__ void sim_test_misaligned(const __grid_constant__ SimTestAr
 
 extern "C" __global__ void sim_test_trap(const __grid_constant__ SimTestArgs a) {
   if (threadIdx.x == 3) __trap();  // BUG trap
+}
+
+extern "C" __global__ void sim_test_bytes_race(const __grid_constant__ SimTestArgs a) {
+  out<uint8_t>(a)[threadIdx.x / 2] = (uint8_t)threadIdx.x;  // BUG bytes_race
+}
+
+extern "C" __global__ void sim_test_division_by_zero(const __grid_constant__ SimTestArgs a) {
+  out<int>(a)[threadIdx.x] = (int)threadIdx.x / (int)(a.n - 64);  // BUG division_by_zero
 }
