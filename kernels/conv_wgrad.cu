@@ -8,11 +8,12 @@
 // A matrix product of M = c, N = k for each tap, over the pixels. x [N,H,W,C0], [N,H,W,C1] or [N,C1]; dy [N,H,W,K]; any extents and
 // any alignment of elements, each tensor float32 or bfloat16. Vectors of 16 bytes where addresses and channels are multiples.
 //
-// conv_wgrad_<side>_<c>x<k>_<product>: grid (blocks of k, slices of pixels, blocks of c). A block goes through the tiles of its slice
-// and writes a partial sum; conv_wgrad_reduce_f32 adds the slices.
+// conv_wgrad_<side>_<c>x<k>_<product>: grid (blocks of k, slices of pixels, blocks of c). A block goes through the tiles of its
+// slice and writes a partial sum; conv_wgrad_reduce_f32 adds the slices.
 // - A tile is 128 pixels (bf16) or 64 of 4 to 16 columns, 4 or 8 rows and as many images as fill it. Its z, with a border of one
 //   pixel for 3x3, lies in shared memory as [pixel][channel], and so does its dy: x and dy are read once for all nine taps. Pixels
-//   outside have z = dy = 0. The prologue runs once per element, in place, by the thread whose cp.async brought it.
+//   outside have z = dy = 0. The prologue runs once per element, in place, by the thread whose cp.async brought it; operands that
+//   do not come in vectors, and constant ones, pass it on their way in.
 // - Three stages: the products of a tile run beside the prologue of the next and the copies of the one after, with one barrier.
 // - 3x3: 12 warps are three columns of taps by four parts, which are blocks of 32x32 channels or, where a block has fewer, groups of
 //   pixels. A warp keeps 3 taps x 32 x 32 sums in 96 registers. Going down its pixels, a row of z serves the three taps of the
