@@ -18,7 +18,12 @@ const FILE: &str = "conv.cu";
 /// The instance that the test runs; the others are left out.
 const KERNEL: &str = "conv_fwd_m64n32_f32";
 const FAULTS: [Fault; 6] = [
-    Fault { name: "no_barrier", file: "conv.cu", text: "any more.\n      __syncthreads();", becomes: "any more.\n" },
+    Fault {
+        name: "no_barrier",
+        file: "conv.cu",
+        text: "      __syncthreads();\n      if (row + 1 < rows",
+        becomes: "\n      if (row + 1 < rows",
+    },
     Fault {
         name: "no_barrier_before_results",
         file: "conv.cu",
@@ -41,8 +46,8 @@ const FAULTS: [Fault; 6] = [
     Fault {
         name: "no_guard_of_output",
         file: "conv_epilogue.cuh",
-        text: "if (pixel < 0) continue;\n    float* result =",
-        becomes: "\n    float* result =",
+        text: "    if (pixel < 0) continue;\n    float* result = results + p * RESULT_PITCH<N> + group * V;",
+        becomes: "\n    float* result = results + p * RESULT_PITCH<N> + group * V;",
     },
 ];
 

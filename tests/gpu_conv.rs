@@ -174,12 +174,12 @@ fn options_under_the_checker() {
     }
 }
 
-/// All pairs of channels, sizes and options drawn; every fourth with aligned views.
+/// All pairs of channels, sizes and options drawn; every fourth with aligned views, every fifth run twice.
 #[test]
 fn sampled_sizes_and_options() {
     for case in 0..256 {
         let lead = [1, 2, 3, 16][case % 4];
-        check(&ConvSpec { lead, ..ConvSpec::sampled(case, 100_000) });
+        check_runs(&ConvSpec { lead, ..ConvSpec::sampled(case, 100_000) }, case % 5 == 0);
     }
 }
 
@@ -190,9 +190,9 @@ fn cuts_into_tiles() {
         (2, [33, 40], 0),
         (1, [23, 24], 3),
         (3, [31, 17], 0),
-        (1, [3, 600], 2),
-        (2, [1, 530], 0),
-        (1, [530, 1], 0),
+        (1, [3, 150], 2),
+        (2, [1, 130], 0),
+        (1, [130, 1], 0),
         (35, [2, 2], 0),
         (35, [3, 1], 4),
         (67, [1, 1], 2),
@@ -202,8 +202,9 @@ fn cuts_into_tiles() {
         for k in [18, 40] {
             let plain = ConvSpec::plain(dims(n, hw, [8, c1], [3, c1], k, 3));
             let spec = ConvSpec { stats: true, bias: true, affine: true, add0: true, k0: 7, lead: 16, ..plain };
-            check(&ConvSpec { x1_constant: true, res1_constant: true, epilogue_affine: true, ..spec });
-            check(&ConvSpec { dims: ConvDims { side: 1, ..spec.dims }, ..spec });
+            let spec = ConvSpec { x1_constant: true, res1_constant: true, epilogue_affine: true, ..spec };
+            let side = if k == 18 { 3 } else { [1, 3][n as usize % 2] };
+            check_runs(&ConvSpec { dims: ConvDims { side, ..spec.dims }, ..spec }, false);
         }
     }
 }
@@ -225,18 +226,18 @@ fn layers_of_the_seed() {
         let plain = ConvSpec::plain(dims(n, [hw, hw], [k, 0], [k, 0], c[0] + c[1], 3));
         ConvSpec { dgrad: Some(c[0] + c[1]), factor: true, epilogue_affine: true, add1: true, k0: c[0], ..plain }
     };
-    let stem = ConvSpec::plain(dims(2, [64, 64], [3, 0], [0, 0], 32, 1));
-    let head = ConvSpec::plain(dims(2, [64, 64], [32, 0], [0, 0], 3, 1));
+    let stem = ConvSpec::plain(dims(1, [64, 64], [3, 0], [0, 0], 32, 1));
+    let head = ConvSpec::plain(dims(1, [64, 64], [32, 0], [0, 0], 3, 1));
     for spec in [
         ConvSpec { bias: true, stats: true, wide_input: true, ..stem },
         ConvSpec { bias: true, wide_output: true, ..head },
         ConvSpec { dgrad: Some(32), wide_input: true, ..stem },
         ConvSpec { x1_constant: true, ..conv1(1, 64, [32, 32], 32) },
         ConvSpec { res1_constant: true, ..conv2(1, 64, [32, 32], 32) },
-        conv2(2, 32, [32, 64], 32),
-        conv1(2, 16, [96, 96], 64),
-        conv2(2, 16, [64, 96], 64),
-        dgrad(2, 16, 64, [96, 96]),
+        conv2(1, 32, [32, 64], 32),
+        conv1(1, 16, [96, 96], 64),
+        conv2(1, 16, [64, 96], 64),
+        dgrad(1, 16, 64, [96, 96]),
         conv1(3, 8, [128, 0], 128),
         dgrad(3, 8, 96, [96, 128]),
         conv1(3, 4, [128, 0], 256),

@@ -258,7 +258,7 @@ fn arithmetic() {
     let Some((got, _)) = everywhere(&case) else { return };
     for (triple, got) in triples.iter().zip(got.chunks(3)) {
         let [x, y, z] = triple.map(f32::from_bits);
-        assert_eq!(got[0], (u64::from(triple[0]) * u64::from(triple[1]) >> 32) as u32);
+        assert_eq!(got[0], ((u64::from(triple[0]) * u64::from(triple[1])) >> 32) as u32);
         if !x.is_nan() {
             assert_eq!(got[1], (x * y + z).to_bits(), "{x} {y} {z}");
             assert_eq!(got[2], x.mul_add(y, z).to_bits(), "{x} {y} {z}");
@@ -340,7 +340,7 @@ fn faults_of_threads_that_wait_are_reported() {
             "exit_before_barrier": "exit",
             "two_barriers": "__syncthreads",
             "shuffle_missing_lanes": "warp divergence",
-            "shuffle_exited_lanes": "exited lanes",
+            "shuffle_exited_lanes": "exit",
             "shuffle_outside_mask": "not in mask",
             "deadlock": "deadlock",
             "stack_overflow": "stack overflow",

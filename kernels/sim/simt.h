@@ -215,26 +215,12 @@ static inline uint32_t __activemask() { return simt::active_mask(); }
 
 // ---------------------------------------------------------------- memory
 
-template <class T>
-static inline T __ldg(const T* p) {
-  return *p;
-}
-template <class T>
-static inline T __ldcs(const T* p) {
-  return *p;
-}
-template <class T>
-static inline T __ldcg(const T* p) {
-  return *p;
-}
-template <class T>
-static inline void __stcs(T* p, T value) {
-  *p = value;
-}
-template <class T>
-static inline void __stcg(T* p, T value) {
-  *p = value;
-}
+// Macros, so that the access stands on the kernel's line.
+#define __ldg(...) (*(__VA_ARGS__))
+#define __ldcs(...) (*(__VA_ARGS__))
+#define __ldcg(...) (*(__VA_ARGS__))
+#define __stcs(p, ...) ((void)(*(p) = (__VA_ARGS__)))
+#define __stcg(p, ...) ((void)(*(p) = (__VA_ARGS__)))
 static inline void __threadfence() { simt::fence(); }
 static inline void __threadfence_block() {}
 #define __trap() simt::fail("__trap() at %s:%d", __FILE__, __LINE__)

@@ -1,5 +1,5 @@
-// planted.cu: kernels with one fault each. The comment `BUG` stands on the line that the report must name; tests/simulator.rs looks
-// it up. Blocks of 64 threads; n elements in `in` and `out`.
+// planted.cu: kernels with one fault each. The comment `BUG` stands on the line that the report must name;
+// tests/simulator.rs looks it up. Blocks of 64 threads; n elements in `in` and `out`.
 #include "args.cuh"
 
 extern "C" __global__ void sim_test_divergent_barrier(const __grid_constant__ SimTestArgs a) {
@@ -72,14 +72,12 @@ extern "C" __global__ void sim_test_static_shared(const __grid_constant__ SimTes
   out<float>(a)[threadIdx.x] = values[threadIdx.x];
 }
 
-static __device__ __noinline__ int deep(volatile int* at, int depth) {
-  volatile int frame[64];  // BUG stack_overflow
-  for (int i = 0; i < 64; i++) frame[i] = depth;
-  return depth == 0 ? *at : deep(frame, depth - 1) + frame[depth % 64];
-}
+// On one line: the stack may end anywhere in it.
+// clang-format off
+static __device__ __noinline__ int deep(int depth) { volatile int frame[64]; frame[depth % 64] = depth; return depth == 0 ? 0 : deep(depth - 1) + frame[depth % 64]; }  // BUG stack_overflow
+// clang-format on
 extern "C" __global__ void sim_test_stack_overflow(const __grid_constant__ SimTestArgs a) {
-  int depth = (int)a.n * 1000;
-  out<int>(a)[threadIdx.x] = deep(&depth, depth);
+  out<int>(a)[threadIdx.x] = deep((int)a.n * 1000);
 }
 
 extern "C" __global__ void sim_test_uninitialised(const __grid_constant__ SimTestArgs a) {
@@ -116,7 +114,7 @@ extern "C" __global__ void sim_test_missing_syncwarp(const __grid_constant__ Sim
   __shared__ float values[64];
   values[threadIdx.x] = 1.0f;
   const int lane = __shfl_xor_sync(0xffffffffu, (int)threadIdx.x, 1);  // a shuffle does not order memory
-  out<float>(a)[threadIdx.x] = values[lane];  // BUG missing_syncwarp
+  out<float>(a)[threadIdx.x] = values[lane];                           // BUG missing_syncwarp
 }
 
 extern "C" __global__ void sim_test_global_race(const __grid_constant__ SimTestArgs a) {

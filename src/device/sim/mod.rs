@@ -52,7 +52,7 @@ impl Sim {
     /// # Errors
     /// This build has no simulator.
     pub fn new() -> Result<Self> {
-        Ok(Sim::with(Library::fast()?))
+        Library::fast().map(Sim::with)
     }
 
     /// The variant that finds races, accesses out of bounds and reads of memory that was never written; a hundred times slower.
@@ -60,7 +60,7 @@ impl Sim {
     /// # Errors
     /// This build does not have it.
     pub fn checked() -> Result<Self> {
-        Ok(Sim::with(Library::checked()?))
+        Library::checked().map(Sim::with)
     }
 
     fn with(library: Library) -> Self {
