@@ -43,12 +43,7 @@ const FAULTS: [Fault; 6] = [
         text: "const bool inside = image < (int)a.n && ",
         becomes: "const bool inside = ",
     },
-    Fault {
-        name: "no_guard_of_output",
-        file: "conv_epilogue.cuh",
-        text: "const int pixel = where[p].x;\n    if (pixel < 0) continue;\n    const size_t at",
-        becomes: "const int pixel = where[p].x;\n\n    const size_t at",
-    },
+    Fault { name: "no_guard_of_output", file: "conv_epilogue.cuh", text: "if (pixel < 0) continue;", becomes: "" },
 ];
 
 /// Writes the copies below `out`. Their kernels are called `planted_<fault>_<kernel>`.
