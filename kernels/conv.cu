@@ -15,14 +15,17 @@
 //        to nearest before; `f32` splits each operand into a part of 11 bits and the exact rest and adds three products, which
 //        has the accuracy of float32.
 // num    float32 sums, over chunks, taps, units in this order whatever the tile: an image's y depends neither on the batch nor on the
-//        tile. Statistics in two passes per tile, tiles merged in a fixed order. No atomics: bit for bit repeatable.
-// cost   analytic: 2 P (T C + R) K FLOP; bytes (P (C + R + K) + operands of the epilogue) elements + filter. Read more than once: the
-//        halo ((rows+2)(cols+2)/(rows cols): 1.27 at 16x16, 1.41 at 8x16) and the input once per N channels, mostly from L2. Shared
-//        memory: a warp of 64x32 reads 96 rows of 32 bytes for 32,768 multiply-adds, 1365 per clock at 128 bytes per clock.
-//        The seed's 64x64 layers (32 -> 32, batch 64) are bound by memory at 4.3 TB/s: 33.6 MB, 7.8 us, 4.8 GFLOP.
+//        tile. Statistics in two passes per tile, tiles merged in a fixed order. No atomics: bit for bit repeatable. In `f32` an
+//        infinite operand gives NaN (its rest is infinity minus infinity).
+// cost   analytic, not measured. 2 P (T C + R) K FLOP for P pixels; bytes: P (C + R + K) elements, those of the epilogue's tensors, and
+//        the filter. From L2 again: the halo (1.27 of the pixels at 16x16, 1.41 at 8x16), and the input once per N output channels.
+//        Shared memory: per step a warp of 64x32 reads 3 KiB for 32,768 multiply-adds (bfloat16), 1365 per clock at 128 bytes per
+//        clock, about what mma.sync does: that is the limit of this design. A 64x64 layer of the seed, 32 to 32 channels, batch
+//        64: 4.8 GFLOP, 33.6 MB in bfloat16, 7.8 us at 4.3 TB/s; reads and writes of shared memory alone take about twice that.
 // ref    src/ops/conv/reference.rs; tests/gpu_conv.rs
 // limit  indices of pixels are 32 bits; the packed filter lies at a multiple of 16 bytes. Channel counts that are no multiple of a
-//        unit, and views not at a multiple of 16 bytes, take slower loads and stores of single elements.
+//        unit, and views not at a multiple of 16 bytes, take slower loads and stores of single elements. Tiles 4 pixels wide (pictures
+//        up to 4x4) read A with two-way bank conflicts: eight pixels of a matrix are then two rows of the halo.
 #include "conv_epilogue.cuh"
 
 struct Bf16 {
