@@ -59,13 +59,13 @@ fn the_kernel_itself_is_clean() {
 
 #[test]
 fn a_missing_barrier_is_reported() {
-    is_reported("no_barrier", "", CONV, "ldmatrix_x4(x[i], pixels[i] + shift);");
+    is_reported("no_barrier", "", CONV, "ldmatrix_x4(x[i], pixels[i] + tap *");
     is_reported("no_barrier_before_results", "RACE", CONV, "*reinterpret_cast<float2*>(r) =");
 }
 
 #[test]
 fn a_missing_wait_is_reported() {
-    is_reported("no_wait", "ASYNC: read", TILE, "Unit<T>::unpack(*u, f);");
+    is_reported("no_wait", "ASYNC: read", TILE, "const uint4 raw = *u;");
 }
 
 #[test]
@@ -73,5 +73,5 @@ fn a_missing_guard_is_reported() {
     let copy = "cp_async16(smem_addr(dst + p * CONV_UNIT_BYTES)";
     is_reported("no_guard_below", "OUT OF BOUNDS read of 16 bytes", TILE, copy);
     is_reported("no_guard_of_images", "OUT OF BOUNDS read of 16 bytes", TILE, copy);
-    is_reported("no_guard_of_output", "OUT OF BOUNDS", EPILOGUE, "__stcg(reinterpret_cast<uint4*>(y + at), packed);");
+    is_reported("no_guard_of_output", "OUT OF BOUNDS", EPILOGUE, "__stcg(reinterpret_cast<uint4*>(out), packed);");
 }
