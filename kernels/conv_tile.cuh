@@ -226,8 +226,9 @@ static __device__ __forceinline__ void finish_chunk(const Source<T>& s, int firs
   for (int p = threadIdx.x / CONV_CHUNK_UNITS; p < count; p += THREADS / CONV_CHUNK_UNITS) {
     if (where[p].x < 0) continue;
     uint4* u = reinterpret_cast<uint4*>(dst + p * CONV_UNIT_BYTES);
+    const uint4 raw = *u;
     float f[E];
-    unpack(*u, f);
+    unpack(raw, f);
 #pragma unroll
     for (int j = 0; j < E; j++) {
       f[j] = fmaf(f[j], scale[j], shift[j]);

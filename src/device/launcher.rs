@@ -46,6 +46,8 @@ pub trait Launcher: 'static {
     fn describe(&self) -> String;
     /// Bytes that the arena asks for at once.
     fn chunk_bytes(&self) -> usize;
+    /// Bytes of shared memory that a block may have.
+    fn shared_limit(&self) -> usize;
     /// Finds a kernel.
     ///
     /// # Errors

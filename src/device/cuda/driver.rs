@@ -102,6 +102,11 @@ impl Context {
         Ok(this)
     }
 
+    /// Bytes of shared memory that a block may have.
+    pub(super) fn shared_limit(&self) -> usize {
+        usize::try_from(self.shared_limit).unwrap_or(0)
+    }
+
     pub(super) fn alloc(&self, bytes: usize) -> Result<DevicePtr> {
         // SAFETY: contents of the block are not read before they are written (the arena's contract).
         let ptr = unsafe { result::malloc_sync(bytes) };

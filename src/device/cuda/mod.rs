@@ -170,6 +170,10 @@ impl Launcher for Cuda {
         self.info.to_string()
     }
 
+    fn shared_limit(&self) -> usize {
+        self.context.shared_limit()
+    }
+
     fn chunk_bytes(&self) -> usize {
         256 << 20
     }

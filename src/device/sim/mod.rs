@@ -137,6 +137,10 @@ impl Launcher for Sim {
         "sim (the CUDA kernels on this machine's CPU, for tests: thousands of times slower than a GPU)".into()
     }
 
+    fn shared_limit(&self) -> usize {
+        227 << 10 // as on Hopper
+    }
+
     fn chunk_bytes(&self) -> usize {
         4 << 20
     }

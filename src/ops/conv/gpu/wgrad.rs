@@ -13,7 +13,7 @@ use crate::device::launcher::Launcher;
 use crate::error::{Error, Result};
 use crate::kernels::{self, KernelEntry};
 
-/// Shared memory that a block may have on every GPU that the kernels are built for.
+/// Shared memory that a block of these kernels asks for at most; some GPUs (compute capability 8.6 and 8.9) give less.
 const SHARED_LIMIT: usize = 163 << 10;
 /// Blocks that the pixels are cut for: about one a multiprocessor for 3x3, two for 1x1.
 const BLOCKS_3X3: usize = 128;
@@ -165,6 +165,7 @@ impl Plan {
         tiling: &Tiling,
         side: u32,
         [c, k]: [usize; 2],
+        limit: usize,
     ) -> Result<Self> {
         const PRODUCTS_PER_ELEMENT: usize = 92;
         let taps = (side * side) as usize;
@@ -179,10 +180,15 @@ impl Plan {
             let computed = tiling.count.div_ceil(slices) * products * tiling.pixels;
             let cost = (blocks * slices).div_ceil(at_once) * (computed + PRODUCTS_PER_ELEMENT * moved);
             let shared = shared_bytes(instance, dtype, side, tiling);
-            (shared <= SHARED_LIMIT).then_some((cost, Plan { instance, shared, slices }))
+            (shared <= limit.min(SHARED_LIMIT)).then_some((cost, Plan { instance, shared, slices }))
         });
         let best = plans.min_by_key(|(cost, _)| *cost);
-        best.map(|(_, plan)| plan).ok_or_else(|| Error::Failed("conv_wgrad: no kernel fits this shape".into()))
+        best.map(|(_, plan)| plan).ok_or_else(|| {
+            let kib = limit >> 10;
+            let what =
+                format!("conv_wgrad: this GPU gives a block {kib} KiB of shared memory, too little for these kernels");
+            Error::Failed(format!("{what}; --precision bf16 needs the least"))
+        })
     }
 }
 
@@ -253,7 +259,8 @@ fn launch<'a, L: Launcher>(
     let (main, res, sums) = (taps * d.c() * k, d.r() * k, if with_sums { taps * k } else { 0 });
 
     let tiling = Tiling::new(d, dtype);
-    let plan = Plan::new(instances[0], dtype, &tiling, d.side, [d.c(), k])?;
+    let limit = gpu.launcher().shared_limit();
+    let plan = Plan::new(instances[0], dtype, &tiling, d.side, [d.c(), k], limit)?;
     let (stride, stride_res) = ((main + sums).next_multiple_of(4), res.next_multiple_of(4));
     let workspace = gpu.alloc(plan.slices * stride)?;
     let partial = Partial { ptr: Gpu::<L>::all(&workspace).ptr(), slices: plan.slices, stride, sums: main };
@@ -264,7 +271,7 @@ fn launch<'a, L: Launcher>(
     let mut partial_res = Partial { ptr: DevicePtr::NULL, slices: 0, stride: stride_res, sums: res };
     if let Some(input) = residual {
         let tiling = Tiling::new(&ConvDims { side: 1, ..*d }, dtype);
-        let plan = Plan::new(instances[1], dtype, &tiling, 1, [d.r(), k])?;
+        let plan = Plan::new(instances[1], dtype, &tiling, 1, [d.r(), k], limit)?;
         let workspace = workspace_res.insert(gpu.alloc(plan.slices * stride_res)?);
         partial_res = Partial { ptr: Gpu::<L>::all(workspace).ptr(), slices: plan.slices, ..partial_res };
         let (c, prologue) = ([d.r0, d.r1], Prologue::none());
