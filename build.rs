@@ -52,10 +52,14 @@ fn simulator(kernels: &Path, sources: &[table::Source], out: &Path) -> Result<()
                 let out = out.join("sim");
                 // Kernels that test the simulator are in it, but not in the crate's table.
                 let of_tests = table::scan(&kernels.join("sim/tests"));
-                let planted = planted::write(kernels, &out.join("planted"));
+                // A fault that no longer fits its kernel is a mistake in this repository, not something that a machine lacks.
+                let planted = planted::write(kernels, &out.join("planted")).unwrap_or_else(|what| {
+                    println!("cargo::error={what}");
+                    Vec::new()
+                });
                 of_tests.and_then(|of_tests| {
                     let files: Vec<_> = sources.iter().chain(&of_tests).map(sim::KernelFile::new).collect();
-                    sim::build_simulator(&gxx, kernels, &files, &planted?, &out)
+                    sim::build_simulator(&gxx, kernels, &files, &planted, &out)
                 })
             }
         }

@@ -43,7 +43,12 @@ const FAULTS: [Fault; 6] = [
         text: "const bool inside = image < (int)a.n && ",
         becomes: "const bool inside = ",
     },
-    Fault { name: "no_guard_of_output", file: "conv_epilogue.cuh", text: "if (pixel < 0) continue;", becomes: "" },
+    Fault {
+        name: "no_guard_of_output",
+        file: "conv_epilogue.cuh",
+        text: "    if (pixel < 0) continue;\n    float* result = results + p * RESULT_PITCH<N> + group * V;",
+        becomes: "\n    float* result = results + p * RESULT_PITCH<N> + group * V;",
+    },
 ];
 
 /// Writes the copies below `out`. Their kernels are called `planted_<fault>_<kernel>`.

@@ -51,9 +51,10 @@ const RUNTIME: [&str; 7] =
 /// `-fstack-clash-protection`: a stack that is too small meets its guard page, however large a function's variables are.
 const FLAGS: &str =
     "-std=c++17 -march=x86-64-v3 -g1 -gdwarf-4 -fPIC -fno-extern-tls-init -fno-gnu-unique -fstack-clash-protection -w";
+/// Of the runtime in both variants, and of kernels in the fast one.
 const FAST: &str = "-O3";
-const CHECKER: &str = "-O1 -Dsimt_tls_anchor=simtc_tls_anchor";
-const CHECKED_KERNELS: &str = "-fsanitize=thread,bounds --param=tsan-instrument-func-entry-exit=0";
+const CHECKER: &str = "-DSIMT_CHECKER -Dsimt_tls_anchor=simtc_tls_anchor";
+const CHECKED_KERNELS: &str = "-O1 -fsanitize=thread,bounds,alignment --param=tsan-instrument-func-entry-exit=0";
 
 /// One file to compile.
 struct Unit {
@@ -84,7 +85,7 @@ pub fn build_simulator(
     let shorter = [kernels, &out.join("planted")].map(|dir| format!("-fmacro-prefix-map={}/=", dir.display()));
     let (mut units, mut variants) = (Vec::new(), Vec::new());
     for (variant, flags, kernel_flags, hooks, registrations) in [
-        ("fast", FAST, "", "nocheck.cpp", &registrations),
+        ("fast", "", FAST, "nocheck.cpp", &registrations),
         ("check", CHECKER, CHECKED_KERNELS, "check.cpp", &checked_registrations),
     ] {
         let words = |text: &str| text.split(' ').filter(|w| !w.is_empty()).map(str::to_string).collect::<Vec<_>>();
@@ -102,7 +103,8 @@ pub fn build_simulator(
         }
         for source in RUNTIME.iter().chain([&hooks]).map(|name| sim.join(name)) {
             objects.push(object(&source));
-            units.push(Unit { object: object(&source), source, kernels: None, flags: base.clone() });
+            let flags = [base.clone(), words(FAST)].concat();
+            units.push(Unit { object: object(&source), source, kernels: None, flags });
         }
         variants.push(objects);
     }

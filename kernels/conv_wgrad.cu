@@ -8,11 +8,12 @@
 // A matrix product of M = c, N = k for each tap, over the pixels. x [N,H,W,C0], [N,H,W,C1] or [N,C1]; dy [N,H,W,K]; any extents and
 // any alignment of elements, each tensor float32 or bfloat16. Vectors of 16 bytes where addresses and channels are multiples.
 //
-// conv_wgrad_<side>_<c>x<k>_<product>: grid (blocks of k, slices of pixels, blocks of c). A block goes through the tiles of its slice
-// and writes a partial sum; conv_wgrad_reduce_f32 adds the slices.
+// conv_wgrad_<side>_<c>x<k>_<product>: grid (blocks of k, slices of pixels, blocks of c). A block goes through the tiles of its
+// slice and writes a partial sum; conv_wgrad_reduce_f32 adds the slices.
 // - A tile is 128 pixels (bf16) or 64 of 4 to 16 columns, 4 or 8 rows and as many images as fill it. Its z, with a border of one
 //   pixel for 3x3, lies in shared memory as [pixel][channel], and so does its dy: x and dy are read once for all nine taps. Pixels
-//   outside have z = dy = 0. The prologue runs once per element, in place, by the thread whose cp.async brought it.
+//   outside have z = dy = 0. The prologue runs once per element, in place, by the thread whose cp.async brought it; operands that
+//   do not come in vectors, and constant ones, pass it on their way in.
 // - Three stages: the products of a tile run beside the prologue of the next and the copies of the one after, with one barrier.
 // - 3x3: 12 warps are three columns of taps by four parts, which are blocks of 32x32 channels or, where a block has fewer, groups of
 //   pixels. A warp keeps 3 taps x 32 x 32 sums in 96 registers. Going down its pixels, a row of z serves the three taps of the
@@ -62,9 +63,6 @@ template <class S> static __device__ __forceinline__ void wgrad_body(const ConvW
   b.tables();
   WgradSums<S> sums = {};
   float ones[4] = {};
-  constexpr bool PROMOTE = S::PRODUCT == Product::fp32;
-  WgradSums<S> total = {};
-  float ones_total[4] = {};
 
   // Three stages: the tile in work, the next one, whose prologue runs beside the products, and one whose copies are under way.
   // Of the warps of each scheduler some begin with the prologue and some with the products.
@@ -85,26 +83,28 @@ template <class S> static __device__ __forceinline__ void wgrad_body(const ConvW
       if (tile < begin) continue;
       if (products) {
         if constexpr (S::PRODUCT == Product::bf16) wgrad_products_bf16<S>(b, sums, warp, stage);
-        else wgrad_products_f32<S>(b, sums, warp, stage);
-      }
-      if (with_ones) {
-#pragma unroll 1
-        for (int step = 0; step < WGRAD_STEPS; step++) {
-          if constexpr (S::PRODUCT == Product::bf16) wgrad_ones_bf16<S>(b, ones, stage, step);
-          else wgrad_ones_f32<S>(b, ones, stage, step);
+        else if constexpr (S::PRODUCT == Product::tf32) wgrad_products_f32<S>(b, sums, warp, stage);
+        else {
+          WgradSums<S> of_tile = {};
+          wgrad_products_f32<S>(b, of_tile, warp, stage);
+          wgrad_for_each<S>([&](int t, int i, int j, int r) { sums[t][i][j][r] += of_tile[t][i][j][r]; });
         }
       }
-      if constexpr (PROMOTE) {
-        wgrad_for_each<S>([&](int t, int i, int j, int r) { total[t][i][j][r] += sums[t][i][j][r], sums[t][i][j][r] = 0.0f; });
+      if (with_ones) {
+        float of_tile[4] = {};
+        float(&to)[4] = S::PRODUCT == Product::fp32 ? of_tile : ones;
+#pragma unroll 1
+        for (int step = 0; step < WGRAD_STEPS; step++) {
+          if constexpr (S::PRODUCT == Product::bf16) wgrad_ones_bf16<S>(b, to, stage, step);
+          else wgrad_ones_f32<S>(b, to, stage, step);
+        }
 #pragma unroll
-        for (int r = 0; r < 4; r++) ones_total[r] += ones[r], ones[r] = 0.0f;
+        for (int r = 0; r < 4; r++) ones[r] += of_tile[r];
       }
     }
     const int done = stage;
     stage = stage_next, stage_next = stage_after, stage_after = done;
   }
-  WgradSums<S>& result = PROMOTE ? total : sums;
-  const float(&ones_result)[4] = PROMOTE ? ones_total : ones;
 
   // The groups of pixels, added in order by the warps of the first.
   float* exchange = reinterpret_cast<float*>(smem) + w / S::PG * sizeof(WgradSums<S>) / 4 * 32 + lane;
@@ -113,10 +113,10 @@ template <class S> static __device__ __forceinline__ void wgrad_body(const ConvW
   for (int group = 1; group < S::PG; group++) {
     __syncthreads();
     if (warp.pg == group)
-      wgrad_for_each<S>([&](int t, int i, int j, int r) { slot(t, i, j, r) = result[t][i][j][r]; });
+      wgrad_for_each<S>([&](int t, int i, int j, int r) { slot(t, i, j, r) = sums[t][i][j][r]; });
     __syncthreads();
     if (warp.pg == 0)
-      wgrad_for_each<S>([&](int t, int i, int j, int r) { result[t][i][j][r] += slot(t, i, j, r); });
+      wgrad_for_each<S>([&](int t, int i, int j, int r) { sums[t][i][j][r] += slot(t, i, j, r); });
   }
 
   const size_t slice = (size_t)blockIdx.y * a.stride;
@@ -133,14 +133,14 @@ template <class S> static __device__ __forceinline__ void wgrad_body(const ConvW
           float* at = a.partial + slice + (size_t)((t * S::WARP_TAPS + warp.tap_column) * c_all + c) * k_all;
 #pragma unroll
           for (int j = 0; j < S::NB; j++)
-            wgrad_store(at, b.k_first + warp.k + j * 8 + column, k_all, result[t][i][j][2 * half], result[t][i][j][2 * half + 1]);
+            wgrad_store(at, b.k_first + warp.k + j * 8 + column, k_all, sums[t][i][j][2 * half], sums[t][i][j][2 * half + 1]);
         }
   }
   if (with_ones) {
     float* at = a.partial_sums + slice;
     const int k = b.k_first + w * 8 + column;
-    if (row < S::TAPS) wgrad_store(at + row * k_all, k, k_all, ones_result[0], ones_result[1]);
-    if (S::TAPS == 9 && row == 0) wgrad_store(at + 8 * k_all, k, k_all, ones_result[2], ones_result[3]);
+    if (row < S::TAPS) wgrad_store(at + row * k_all, k, k_all, ones[0], ones[1]);
+    if (S::TAPS == 9 && row == 0) wgrad_store(at + 8 * k_all, k, k_all, ones[2], ones[3]);
   }
 }
 

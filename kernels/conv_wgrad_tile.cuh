@@ -165,48 +165,59 @@ template <class S> struct WgradBlock {
     }
   }
 
-  // The vector at channel c is 16 bytes of one operand in memory.
+  // The vector at channel c is 16 bytes of one operand in memory, others at other pixels.
   __device__ __forceinline__ bool copies_z(int c) const {
     const int c0 = a.c0, c1 = a.c1;
-    return c >= c0 ? c < c0 + c1 && (a.flags & WGRAD_X1_VECTORS) : (a.flags & WGRAD_X0_VECTORS) != 0;
+    if (c < c0) return a.flags & WGRAD_X0_VECTORS;
+    return c < c0 + c1 && (a.flags & (WGRAD_X1_VECTORS | WGRAD_X1_CONSTANT)) == WGRAD_X1_VECTORS;
   }
 
   __device__ __forceinline__ void issue_z(const WgradTile& at, T* zs) const {
     constexpr int VECTORS = S::CT / S::V, PIXELS_AT_ONCE = S::THREADS / VECTORS;
     const int v = threadIdx.x % VECTORS * S::V, first = wgrad_first<VECTORS>();
     const int c = c_first + v, c0 = a.c0, c1 = a.c1;
-    const bool second = c >= c0, constant = a.flags & WGRAD_X1_CONSTANT;
     zs += v;
     if (copies_z(c)) {
-      const T* src = second ? static_cast<const T*>(a.x1) + (c - c0) : static_cast<const T*>(a.x0) + c;
-      const size_t pitch = second ? c1 : c0;
-#pragma unroll 2
+      const T* src = c < c0 ? static_cast<const T*>(a.x0) + c : static_cast<const T*>(a.x1) + (c - c0);
+      const size_t pitch = c < c0 ? c0 : c1;
+#pragma unroll 1
       for (int i = first; i < halo_pixels; i += PIXELS_AT_ONCE) {
         int image;
-        const int p = pixel(at, halo[i], S::HALO, image), row = second && constant ? image : p;
-        cp_async16(smem_addr(zs + i * S::PITCH_Z), src + (p < 0 ? 0 : row * pitch), p >= 0);
+        const int p = pixel(at, halo[i], S::HALO, image);
+        cp_async16(smem_addr(zs + i * S::PITCH_Z), src + (p < 0 ? 0 : p * pitch), p >= 0);
       }
       return;
     }
     // Element by element, with the prologue before the one rounding: a constant operand is float32, and what distinguishes its images
-    // may be less than a rounding to T.
-    const bool x0_f32 = a.flags & WGRAD_X0_F32, x1_f32 = a.flags & WGRAD_X1_F32, silu = a.flags & WGRAD_SILU;
+    // may be less than a rounding to T. After an image's first pixel it is only copied.
+    const bool constant = a.flags & WGRAD_X1_CONSTANT;
+    const T* known = nullptr;
+    int known_image = -1;
 #pragma unroll 1
     for (int i = first; i < halo_pixels; i += PIXELS_AT_ONCE) {
       int image;
-      const int p = pixel(at, halo[i], S::HALO, image), row = constant ? image : p;
-      float values[S::V];
-#pragma unroll
-      for (int j = 0; j < S::V; j++) {
-        const int cj = c + j;
-        values[j] = 0.0f;
-        if (p >= 0 && cj < c0) values[j] = wgrad_element(a.x0, (size_t)p * c0 + cj, x0_f32);
-        else if (p >= 0 && cj < c0 + c1) values[j] = wgrad_element(a.x1, (size_t)row * c1 + (cj - c0), x1_f32);
-        if (p >= 0 && a.scale) values[j] = fmaf(affine_at(0, v + j), values[j], affine_at(1, v + j));
-        if (silu) values[j] = wgrad_silu(values[j], T());
+      const int p = pixel(at, halo[i], S::HALO, image);
+      T* here = zs + i * S::PITCH_Z;
+      if (p < 0) {
+        *reinterpret_cast<uint4*>(here) = make_uint4(0, 0, 0, 0);
+      } else if (known_image == image) {
+        *reinterpret_cast<uint4*>(here) = *reinterpret_cast<const uint4*>(known);
+      } else {
+#pragma unroll 1
+        for (int j = 0; j < S::V; j++) here[j] = from_float<T>(z_element(v + j, p, constant ? image : p));
+        if (constant && c >= c0) known = here, known_image = image;
       }
-      store<S::V>(zs + i * S::PITCH_Z, values);
     }
+  }
+
+  // z of a channel of the block, from rows of x0 and x1; 0 behind the last channel.
+  __device__ __forceinline__ float z_element(int v, int row0, int row1) const {
+    const int c = c_first + v, c0 = a.c0, c1 = a.c1;
+    float value = 0.0f;
+    if (c < c0) value = wgrad_element(a.x0, (size_t)row0 * c0 + c, a.flags & WGRAD_X0_F32);
+    else if (c < c0 + c1) value = wgrad_element(a.x1, (size_t)row1 * c1 + (c - c0), a.flags & WGRAD_X1_F32);
+    if (a.scale) value = fmaf(affine_at(0, v), value, affine_at(1, v));
+    return a.flags & WGRAD_SILU ? wgrad_silu(value, T()) : value;
   }
 
   __device__ __forceinline__ void issue_dy(const WgradTile& at, T* dys) const {
@@ -215,7 +226,7 @@ template <class S> struct WgradBlock {
     dys += v;
     if (a.flags & WGRAD_DY_VECTORS) {
       const T* src = static_cast<const T*>(a.dy);
-#pragma unroll 2
+#pragma unroll 1
       for (int i = first; i < S::PIXELS; i += PIXELS_AT_ONCE) {
         int image;
         const int p = pixel(at, place[i], 0, image);
@@ -229,11 +240,10 @@ template <class S> struct WgradBlock {
     for (int i = first; i < S::PIXELS; i += PIXELS_AT_ONCE) {
       int image;
       const int p = pixel(at, place[i], 0, image);
-      float values[S::V];
-#pragma unroll
+#pragma unroll 1
       for (int j = 0; j < S::V; j++)
-        values[j] = p >= 0 && k + j < k_all ? wgrad_element(a.dy, (size_t)p * k_all + k + j, f32) : 0.0f;
-      store<S::V>(dys + i * S::PITCH_DY, values);
+        dys[i * S::PITCH_DY + j] =
+            from_float<T>(p >= 0 && k + j < k_all ? wgrad_element(a.dy, (size_t)p * k_all + k + j, f32) : 0.0f);
     }
   }
 

@@ -23,8 +23,12 @@ use crate::train::tensor_file::{self, NamedTensor};
 pub struct Tolerances {
     /// Predictions, losses and samples.
     pub outputs: f64,
-    /// Gradients, and parameters after the steps.
+    /// All gradients as one vector; and parameters after the steps.
     pub gradients: f64,
+    /// The gradient of one parameter. In bfloat16 a bias of a norm or convolution is a sum over all pixels that mostly cancels, while
+    /// the rounding of its terms does not: PyTorch's own gradients are off by up to 1.5e-1 of such a parameter's gradient (2.2e-2 of
+    /// all gradients together), on files of the default shape.
+    pub one_gradient: f64,
     /// What a dead gradient may be, as a share of the root mean square over all gradients.
     pub dead: f64,
 }
@@ -33,10 +37,10 @@ impl Tolerances {
     /// Those of an arithmetic.
     pub fn of(arithmetic: Arithmetic) -> Self {
         match arithmetic {
-            Arithmetic::Fp32 => Tolerances { outputs: 5e-4, gradients: 2e-3, dead: 1e-3 },
+            Arithmetic::Fp32 => Tolerances { outputs: 5e-4, gradients: 2e-3, one_gradient: 2e-3, dead: 1e-3 },
             // Factors have three bits more than those of bfloat16, activations all of theirs.
-            Arithmetic::Tf32 => Tolerances { outputs: 5e-3, gradients: 2e-2, dead: 1e-2 },
-            Arithmetic::Bf16 => Tolerances { outputs: 2e-2, gradients: 6e-2, dead: 5e-2 },
+            Arithmetic::Tf32 => Tolerances { outputs: 5e-3, gradients: 2e-2, one_gradient: 3e-2, dead: 1e-2 },
+            Arithmetic::Bf16 => Tolerances { outputs: 2e-2, gradients: 4e-2, one_gradient: 2.5e-1, dead: 5e-2 },
         }
     }
 }
@@ -281,7 +285,9 @@ fn replay<B: Backend>(
     for step in 0..file.train_steps {
         losses.push(state.gradients(backend, &batch)?.loss as f32);
         if step == 0 {
-            gradient_rows = gradients(backend, &state, &mut r, &mut dead, t)?;
+            let (all, each) = gradients(backend, &state, &mut r, &mut dead, t)?;
+            rows.push(all);
+            gradient_rows = each;
         }
         state.optimize(backend)?;
     }
@@ -313,7 +319,7 @@ fn gradients<B: Backend>(
     r: &mut Reference<'_>,
     dead: &mut Vec<String>,
     t: &Tolerances,
-) -> Result<Vec<Row>> {
+) -> Result<(Row, Vec<Row>)> {
     let mut pairs = Vec::new();
     visit_flat(backend, &state.net.layout, [Some(&state.grads), None], |spec, values| {
         let want = r.take(&format!("grad.{}", spec.name), &spec.shape.file_shape())?;
@@ -323,16 +329,19 @@ fn gradients<B: Backend>(
     let squares = |v: &[f32]| v.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
     let count: usize = pairs.iter().map(|(_, _, want)| want.len()).sum();
     let overall = (pairs.iter().map(|(_, _, want)| squares(want)).sum::<f64>() / count as f64).sqrt();
+    let (all_got, all_want): (Vec<f32>, Vec<f32>) =
+        pairs.iter().flat_map(|(_, got, want)| got.iter().copied().zip(want.iter().copied())).unzip();
+    let all = row("all gradients", &all_got, &all_want, t.gradients);
     let rows = pairs.iter().map(|(name, got, want)| {
         let rms = |v: &[f32]| (squares(v) / v.len() as f64).sqrt();
         if rms(want) >= DEAD * overall {
-            return row(name, got, want, t.gradients);
+            return row(name, got, want, t.one_gradient);
         }
         dead.push(name.clone());
         // In units of the tolerance, so that one line can hold the worst of both kinds.
         let (absolute, _) = compare(got, want);
-        let relative = rms(got) / overall * (t.gradients / t.dead);
-        Row { name: name.clone(), absolute, relative, tolerance: t.gradients }
+        let relative = rms(got) / overall * (t.one_gradient / t.dead);
+        Row { name: name.clone(), absolute, relative, tolerance: t.one_gradient }
     });
-    Ok(rows.collect())
+    Ok((all, rows.collect()))
 }

@@ -1,16 +1,18 @@
-//! The weight gradients of the convolution by the CUDA kernels, on the simulator, against the float64 reference.
+//! The weight gradients of the convolution by the CUDA kernels against the float64 reference: on the simulator always (where it was
+//! built), on a GPU where there is one.
 
 mod ops_support;
 
 use ddim_engine::device::Memory;
 use ddim_engine::device::gpu::{Arithmetic, Gpu};
+use ddim_engine::device::launcher::Launcher;
 use ddim_engine::device::sim::Sim;
 use ddim_engine::error::Result;
 use ddim_engine::ops::conv::reference::WeightGradients as Truth;
 use ddim_engine::ops::conv::{Conv, ConvDims, Operand, Prologue, WeightGradients};
 use half::bf16;
 use ops_support::conv_case::{ConvSpec, Operands, Slot, WgradResults};
-use ops_support::{CHANNELS, Fill, GUARD, Guarded, assert_scaled, assert_shape_error, norm, to_f64};
+use ops_support::{CHANNELS, Fill, GUARD, Guarded, assert_scaled, assert_shape_error, devices, norm, to_f64};
 
 /// Relative 2-norm of the gradients, per arithmetic. Measured: at most 8.0e-7, 6.7e-4 and 3.8e-3; the last where a bfloat16 device
 /// rounds a float32 `dy`, otherwise 2.4e-3, for z is rounded after the prologue.
@@ -24,50 +26,28 @@ fn tolerance(arithmetic: Arithmetic) -> f64 {
 
 const ALL: [Arithmetic; 3] = [Arithmetic::Fp32, Arithmetic::Tf32, Arithmetic::Bf16];
 
-type Device = Gpu<Sim>;
-
-/// Devices of all arithmetics, with poisoned memory.
-struct Devices(Vec<Device>);
-
-impl Devices {
-    fn with(sim: impl Fn() -> Result<Sim>, separate: bool) -> Option<Self> {
-        let devices: Result<Vec<Device>> = ALL.iter().map(|&arithmetic| Ok(Gpu::new(sim()?, arithmetic))).collect();
-        match devices {
-            Ok(devices) => {
-                for device in &devices {
-                    device.poison_new_buffers();
-                    if separate {
-                        device.separate_buffers();
-                    }
-                }
-                Some(Devices(devices))
-            }
-            Err(error) => {
-                eprintln!("SKIPPED: {error}");
-                None
-            }
+/// Runs a case twice on every device in every arithmetic: results must be right, and equal to the bit.
+fn check(spec: ConvSpec, sums: bool, wide: &[Slot]) {
+    // Devices whose activations are float32 share the operands, and so the truth.
+    for (keeps_f32, arithmetics) in [(true, &ALL[..2]), (false, &ALL[2..])] {
+        let case = Case::new(spec, sums, keeps_f32, wide);
+        for &arithmetic in arithmetics {
+            devices::run_or_skip("sim", devices::no_sim(), || case.check_twice(&devices::sim(arithmetic)));
+            devices::run_or_skip("cuda", devices::no_cuda(), || case.check_twice(&devices::cuda(arithmetic)));
         }
     }
+}
 
-    fn fast() -> Option<Self> {
-        Self::with(Sim::new, false)
-    }
-
-    /// With the checker for races, bounds and memory that was never written.
-    fn checked() -> Option<Self> {
-        Self::with(Sim::checked, true)
-    }
-
-    /// Runs a case twice on every device: results must be right, and equal to the bit.
-    fn check(&self, spec: ConvSpec, sums: bool, wide: &[Slot]) {
-        // Devices whose activations are float32 share the operands, and so the truth.
-        for (keeps_f32, devices) in [(true, &self.0[..2]), (false, &self.0[2..])] {
-            let case = Case::new(spec, sums, keeps_f32, wide);
-            for device in devices {
-                let first = case.check(device);
-                assert!(first == case.check(device), "{}: a second run gives other bits", case.name);
-            }
-        }
+/// Under the simulator's checker for races, bounds and memory that was never written.
+fn check_strictly(spec: ConvSpec) {
+    let missing = Sim::checked().err().map(|error| error.to_string());
+    for arithmetic in ALL {
+        devices::run_or_skip("sim-checker", missing.clone(), || {
+            let gpu = Gpu::new(Sim::checked().unwrap(), arithmetic);
+            gpu.poison_new_buffers();
+            gpu.separate_buffers();
+            Case::new(spec, true, arithmetic != Arithmetic::Bf16, &[]).check(&gpu);
+        });
     }
 }
 
@@ -109,7 +89,12 @@ impl<'a> Case<'a> {
         Case { name: format!("{spec:?}"), spec, operands, wide, before, want, sums }
     }
 
-    fn check(&self, device: &Device) -> Vec<u32> {
+    fn check_twice<L: Launcher>(&self, device: &Gpu<L>) {
+        let first = self.check(device);
+        assert!(first == self.check(device), "{}: a second run gives other bits", self.name);
+    }
+
+    fn check<L: Launcher>(&self, device: &Gpu<L>) -> Vec<u32> {
         let arithmetic = device.arithmetic();
         let got = run(device, &self.spec, &self.operands, self.wide, &self.before, self.sums).unwrap();
         let (before, want) = (&self.before, &self.want);
@@ -137,36 +122,36 @@ impl<'a> Case<'a> {
 }
 
 /// An operand, `lead` elements into a buffer of NaN.
-struct Placed {
-    buffer: <Device as Memory>::Buffer,
+struct Placed<B: Memory> {
+    buffer: B::Buffer,
     lead: usize,
     len: usize,
 }
 
-impl Placed {
-    fn new(device: &Device, values: &[f32], lead: usize, activation: bool) -> Self {
+impl<B: Memory> Placed<B> {
+    fn new(device: &B, values: &[f32], lead: usize, activation: bool) -> Self {
         let mut room = vec![f32::NAN; lead + values.len() + GUARD];
         room[lead..lead + values.len()].copy_from_slice(values);
         let buffer = if activation { device.alloc_activation(room.len()) } else { device.alloc(room.len()) };
         let mut buffer = buffer.unwrap();
-        device.upload(&room, Device::all_mut(&mut buffer)).unwrap();
+        device.upload(&room, B::all_mut(&mut buffer)).unwrap();
         Placed { buffer, lead, len: values.len() }
     }
 
-    fn view(&self) -> <Device as Memory>::Slice<'_> {
-        Device::slice(&self.buffer, self.lead..self.lead + self.len)
+    fn view(&self) -> B::Slice<'_> {
+        B::slice(&self.buffer, self.lead..self.lead + self.len)
     }
 }
 
-fn run(
-    device: &Device,
+fn run<B: Conv>(
+    device: &B,
     spec: &ConvSpec,
     operands: &Operands<Vec<f32>>,
     wide: &[Slot],
     before: &WgradResults,
     sums: bool,
 ) -> Result<WgradResults> {
-    let placed: Vec<Option<Placed>> = Slot::ALL
+    let placed: Vec<Option<Placed<B>>> = Slot::ALL
         .iter()
         .map(|&slot| {
             let activation = is_activation(spec, slot) && !wide.contains(&slot);
@@ -191,7 +176,7 @@ fn run(
     let prologue = Prologue { affine: get(Slot::Scale).zip(get(Slot::Shift)), silu: spec.silu };
     let residual = get(Slot::Res0).map(|x0| Operand { x0, x1: get(Slot::Res1), x1_constant: spec.res1_constant });
     device.conv_wgrad(&spec.dims, input, prologue, residual, get(Slot::Dy).unwrap(), out)?;
-    let read = |guarded: Option<Guarded<Device>>| guarded.map_or(vec![], |g| g.read(device));
+    let read = |guarded: Option<Guarded<B>>| guarded.map_or(vec![], |g| g.read(device));
     Ok(WgradResults {
         dw: dw.read(device),
         dw_res: read(dw_res),
@@ -226,42 +211,38 @@ fn options(side: u32) -> [ConvSpec; 10] {
 
 #[test]
 fn each_option_alone() {
-    let Some(devices) = Devices::fast() else { return };
     for spec in [1, 3].into_iter().flat_map(options) {
-        devices.check(spec, false, &[]);
-        devices.check(spec, true, &[]);
+        check(spec, false, &[]);
+        check(spec, true, &[]);
     }
 }
 
 #[test]
 fn each_option_alone_under_the_checker() {
-    let Some(devices) = Devices::checked() else { return };
     for spec in [1, 3].into_iter().flat_map(options) {
-        devices.check(spec, true, &[]);
+        check_strictly(spec);
     }
     // Several tiles and slices, tiles cut by the picture's edge, every group of pixels.
     for side in [1, 3] {
         let spec = plain(3, [9, 18], [32, 8], [8, 0], 40, side);
-        devices.check(ConvSpec { affine: true, silu: true, lead: 0, ..spec }, true, &[]);
-        devices.check(ConvSpec { lead: 0, ..plain(1, [9, 9], [64, 0], [0, 0], 64, side) }, true, &[]);
+        check_strictly(ConvSpec { affine: true, silu: true, lead: 0, ..spec });
+        check_strictly(ConvSpec { lead: 0, ..plain(1, [9, 9], [64, 0], [0, 0], 64, side) });
     }
 }
 
 /// All pairs of channels, sizes and options drawn.
 #[test]
 fn sampled_sizes_and_options() {
-    let Some(devices) = Devices::fast() else { return };
     for case in 0..256 {
-        let drawn = ConvSpec { dgrad: None, factor: false, ..ConvSpec::sampled(case, 100_000) };
+        let drawn = ConvSpec { dgrad: None, factor: false, ..ConvSpec::sampled(case, 50_000) };
         let lead = [0, 1, 8, GUARD][case % 4];
-        devices.check(ConvSpec { lead, ..drawn }, case % 3 > 0, &[]);
+        check(ConvSpec { lead, ..drawn }, case % 3 > 0, &[]);
     }
 }
 
 /// Pictures that are cut into tiles in every way, and batches of many small pictures.
 #[test]
 fn cuts_into_tiles() {
-    let Some(devices) = Devices::fast() else { return };
     for (n, hw) in [
         (2, [33, 40]),
         (1, [23, 24]),
@@ -275,7 +256,7 @@ fn cuts_into_tiles() {
     ] {
         for side in [1, 3] {
             let spec = ConvSpec { affine: true, x1_constant: true, ..plain(n, hw, [6, 3], [3, 2], 18, side) };
-            devices.check(spec, true, &[]);
+            check(spec, true, &[]);
         }
     }
 }
@@ -283,7 +264,6 @@ fn cuts_into_tiles() {
 /// Layers of the seed network. In bfloat16 the pictures at both ends stay float32.
 #[test]
 fn layers_of_the_seed() {
-    let Some(devices) = Devices::fast() else { return };
     for (spec, wide) in [
         (plain(2, [64, 64], [3, 0], [0, 0], 32, 1), &[Slot::X0][..]),
         (ConvSpec { affine: true, x1_constant: true, ..plain(1, [64, 64], [32, 32], [0, 0], 32, 3) }, &[]),
@@ -293,19 +273,18 @@ fn layers_of_the_seed() {
         (ConvSpec { affine: true, ..plain(3, [4, 4], [128, 0], [0, 0], 256, 3) }, &[]),
         (plain(2, [64, 64], [32, 0], [0, 0], 3, 1), &[Slot::Dy]),
     ] {
-        devices.check(spec, true, wide);
+        check(spec, true, wide);
     }
 }
 
 /// Element types mix freely: each activation of a bfloat16 device may be float32.
 #[test]
 fn mixed_element_types() {
-    let Some(devices) = Devices::fast() else { return };
     for wide in [&[Slot::X0][..], &[Slot::X1], &[Slot::Res0], &[Slot::Res1, Slot::X0], &[Slot::Dy]] {
         for side in [1, 3] {
             let spec = plain(2, [6, 7], [16, 8], [8, 16], 24, side);
-            devices.check(ConvSpec { affine: true, silu: true, ..spec }, true, wide);
-            devices.check(ConvSpec { x1_constant: true, ..spec }, true, wide);
+            check(ConvSpec { affine: true, silu: true, ..spec }, true, wide);
+            check(ConvSpec { x1_constant: true, ..spec }, true, wide);
         }
     }
 }
@@ -313,15 +292,17 @@ fn mixed_element_types() {
 /// A one-pixel picture: only the centre tap sees anything, and the border sums say so exactly.
 #[test]
 fn border_sums_of_tiny_pictures() {
-    let Some(devices) = Devices::fast() else { return };
     for hw in [[1, 1], [1, 4], [4, 1], [2, 2]] {
         let spec = plain(3, hw, [2, 0], [0, 0], 5, 3);
-        for device in &devices.0 {
-            let case = Case::new(spec, true, device.arithmetic() != Arithmetic::Bf16, &[]);
-            let got = run(device, &spec, &case.operands, &[], &case.before, true).unwrap();
-            for (got, want) in got.border_sums.iter().zip(&case.want.border_sums) {
-                assert!(*want != 0.0 || *got == 0.0, "{}: {got} where no pixel's tap is inside", case.name);
-            }
+        for arithmetic in ALL {
+            let case = Case::new(spec, true, arithmetic != Arithmetic::Bf16, &[]);
+            check_gpus!(arithmetic, case.name, |device, name| {
+                let got = run(device, &spec, &case.operands, &[], &case.before, true).unwrap();
+                for (got, want) in got.border_sums.iter().zip(&case.want.border_sums) {
+                    assert!(*want != 0.0 || *got == 0.0, "{name}: {got} where no pixel's tap is inside");
+                }
+                got.all()
+            });
         }
     }
 }
@@ -329,25 +310,26 @@ fn border_sums_of_tiny_pictures() {
 /// Every channel count also as the second input, whose columns start anywhere.
 #[test]
 fn second_inputs_start_anywhere() {
-    let Some(devices) = Devices::fast() else { return };
     for (i, &c1) in CHANNELS.iter().enumerate() {
         let spec = plain(1, [3, 4], [CHANNELS[15 - i], c1], [c1, 3], 9, 3);
-        devices.check(ConvSpec { affine: true, ..spec }, true, &[]);
+        check(ConvSpec { affine: true, ..spec }, true, &[]);
     }
 }
 
 /// Numbers that are not finite come out as such: no rounding trick turns them into ordinary ones.
 #[test]
 fn not_a_number_stays_one() {
-    let Some(devices) = Devices::fast() else { return };
     let spec = plain(1, [4, 4], [8, 0], [0, 0], 8, 1);
-    for device in &devices.0 {
+    for arithmetic in ALL {
         for slot in [Slot::X0, Slot::Dy] {
             for bits in [0x7fff_ffff_u32, 0xffff_ffff, 0x7fc0_0000] {
-                let mut case = Case::new(spec, true, device.arithmetic() != Arithmetic::Bf16, &[]);
+                let mut case = Case::new(spec, true, arithmetic != Arithmetic::Bf16, &[]);
                 case.operands.0[slot as usize].as_mut().unwrap()[0] = f32::from_bits(bits);
-                let got = run(device, &spec, &case.operands, &[], &case.before, true).unwrap();
-                assert!(got.dw[0].is_nan(), "{}: {slot:?} {bits:x} gives {}", case.name, got.dw[0]);
+                check_gpus!(arithmetic, case.name, |device, name| {
+                    let got = run(device, &spec, &case.operands, &[], &case.before, true).unwrap();
+                    assert!(got.dw[0].is_nan(), "{name}: {slot:?} {bits:x} gives {}", got.dw[0]);
+                    vec![]
+                });
             }
         }
     }
@@ -355,10 +337,12 @@ fn not_a_number_stays_one() {
 
 #[test]
 fn wrong_lengths_are_errors() {
-    let Some(devices) = Devices::fast() else { return };
     let spec = ConvSpec { affine: true, ..plain(2, [3, 4], [3, 2], [2, 1], 5, 3) };
     let case = Case::new(spec, true, true, &[]);
-    let device = &devices.0[0];
+    if devices::no_sim().is_some() {
+        return devices::run_or_skip("sim", devices::no_sim(), || ());
+    }
+    let device = &devices::sim(Arithmetic::Fp32);
     let attempt = |spec: &ConvSpec, operands: &Operands<Vec<f32>>, before: &WgradResults| {
         run(device, spec, operands, &[], before, true).map(|_| ())
     };

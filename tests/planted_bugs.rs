@@ -37,6 +37,9 @@ const CONV: (&str, &str) = ("conv.cu", include_str!("../kernels/conv.cu"));
 const TILE: (&str, &str) = ("conv_tile.cuh", include_str!("../kernels/conv_tile.cuh"));
 const EPILOGUE: (&str, &str) = ("conv_epilogue.cuh", include_str!("../kernels/conv_epilogue.cuh"));
 
+/// The copy of an operand to shared memory.
+const COPY: &str = "cp_async16(smem_addr(dst + p * CONV_UNIT_BYTES)";
+
 /// `fault` is reported as `kind`, and the report names the line of `file` that holds `text`.
 fn is_reported(fault: &str, kind: &str, (file, source): (&str, &str), text: &str) {
     let kernel = format!("planted_{fault}_conv_fwd_m64n32_f32");
@@ -59,19 +62,19 @@ fn the_kernel_itself_is_clean() {
 
 #[test]
 fn a_missing_barrier_is_reported() {
-    is_reported("no_barrier", "", CONV, "ldmatrix_x4(x[i], pixels[i] + tap *");
+    is_reported("no_barrier", " read", CONV, "ldmatrix_x4(x[i], pixels[i]");
     is_reported("no_barrier_before_results", "RACE", CONV, "*reinterpret_cast<float2*>(r) =");
 }
 
 #[test]
 fn a_missing_wait_is_reported() {
-    is_reported("no_wait", "ASYNC: read", TILE, "const uint4 raw = *u;");
+    // The report names the read, inside the conversion of a unit, and the copy.
+    is_reported("no_wait", "ASYNC: read", TILE, COPY);
 }
 
 #[test]
 fn a_missing_guard_is_reported() {
-    let copy = "cp_async16(smem_addr(dst + p * CONV_UNIT_BYTES)";
-    is_reported("no_guard_below", "OUT OF BOUNDS read of 16 bytes", TILE, copy);
-    is_reported("no_guard_of_images", "OUT OF BOUNDS read of 16 bytes", TILE, copy);
+    is_reported("no_guard_below", "OUT OF BOUNDS read of 16 bytes", TILE, COPY);
+    is_reported("no_guard_of_images", "OUT OF BOUNDS read of 16 bytes", TILE, COPY);
     is_reported("no_guard_of_output", "OUT OF BOUNDS", EPILOGUE, "__stcg(reinterpret_cast<uint4*>(out), packed);");
 }

@@ -12,7 +12,9 @@ use ddim_engine::diffusion::normalizer::Normalizer;
 use ddim_engine::diffusion::sampler::Sampler;
 use ddim_engine::kernels;
 use ddim_engine::model::Mode;
+use ddim_engine::ops::conv::{Conv, ConvDims, Operand, Prologue, WeightGradients};
 use ddim_engine::ops::noise::{Noise, NoiseKey, step_word};
+use ddim_engine::ops::pool::{AvgPool2, ResampleDims};
 use ddim_engine::rng::{Purpose, Stream};
 use ddim_engine::tensor::{Shape, Tensor};
 use ddim_engine::train::state::{Batch, TrainState};
@@ -92,11 +94,45 @@ fn everything(gpu: &Gpu<Sim>, config: &Config) {
     assert!(picture.to_vec(gpu).unwrap().iter().all(|v| (0.0..=1.0).contains(v)));
 }
 
+/// Weight gradients with so many channels and pixels that they are worth the larger blocks of channels, and pooling of several tiles: more
+/// than a network for the checker can have.
+fn large_layers(gpu: &Gpu<Sim>) {
+    let filled = |len: usize| {
+        let mut buffer = gpu.alloc_activation(len).unwrap();
+        gpu.fill(Gpu::<Sim>::all_mut(&mut buffer), 0.5).unwrap();
+        buffer
+    };
+    let n = if gpu.arithmetic() == Arithmetic::Bf16 { 12 } else { 6 };
+    let layers = [
+        (3, [n, 8], [192, 768]),
+        (3, [n, 8], [768, 96]),
+        (3, [1, 4], [192, 768]),
+        (1, [1, 4], [768, 768]),
+        (1, [n, 4], [192, 768]),
+        (1, [6, 16], [32, 768]),
+    ];
+    for (side, [n, extent], [c, k]) in layers {
+        let dims = ConvDims { n, h: extent, w: extent, c0: c, c1: 0, r0: 0, r1: 0, k, side };
+        let (x, dy) = (filled(dims.pixels() * c as usize), filled(dims.pixels() * k as usize));
+        let mut dw = gpu.alloc(dims.taps() * (c * k) as usize).unwrap();
+        gpu.fill(Gpu::<Sim>::all_mut(&mut dw), 0.0).unwrap();
+        let dw = Gpu::<Sim>::all_mut(&mut dw);
+        let out = WeightGradients { dw, dw_res: None, db: None, db_res: None, border_sums: None };
+        let input = Operand::one(Gpu::<Sim>::all(&x));
+        gpu.conv_wgrad(&dims, input, Prologue::none(), None, Gpu::<Sim>::all(&dy), out).unwrap();
+    }
+    let dims = ResampleDims { n: 1, h: 16, w: 16, c: 37 };
+    let (x, mut y, mut stats) = (filled(dims.large()), filled(dims.small()), gpu.alloc(74).unwrap());
+    let stats = Gpu::<Sim>::all_mut(&mut stats);
+    gpu.avg_pool_forward(&dims, Gpu::<Sim>::all(&x), Gpu::<Sim>::all_mut(&mut y), Some(stats)).unwrap();
+}
+
 fn all_networks(arithmetic: Arithmetic) -> Option<BTreeSet<&'static str>> {
     let gpu = checker(arithmetic)?;
     for config in networks() {
         everything(&gpu, &config);
     }
+    large_layers(&gpu);
     Some(gpu.launcher().used())
 }
 
@@ -110,5 +146,5 @@ fn every_kernel_is_clean_under_the_checker() {
     }
     let missed: Vec<&str> = kernels::ALL.iter().map(|k| k.name).filter(|name| !used.contains(name)).collect();
     println!("{} of {} kernels ran under the checker", used.len(), kernels::ALL.len());
-    assert!(missed.is_empty(), "these kernels ran in no checked step: {missed:?}");
+    assert!(missed.is_empty(), "these kernels ran in no checked launch: {missed:?}");
 }

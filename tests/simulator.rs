@@ -258,7 +258,7 @@ fn arithmetic() {
     let Some((got, _)) = everywhere(&case) else { return };
     for (triple, got) in triples.iter().zip(got.chunks(3)) {
         let [x, y, z] = triple.map(f32::from_bits);
-        assert_eq!(got[0], (u64::from(triple[0]) * u64::from(triple[1]) >> 32) as u32);
+        assert_eq!(got[0], ((u64::from(triple[0]) * u64::from(triple[1])) >> 32) as u32);
         if !x.is_nan() {
             assert_eq!(got[1], (x * y + z).to_bits(), "{x} {y} {z}");
             assert_eq!(got[2], x.mul_add(y, z).to_bits(), "{x} {y} {z}");
@@ -280,6 +280,13 @@ fn correct_kernels_are_accepted() {
     let (got, _) = everywhere(&Case { kernel: "sim_test_clean_reduce", shared: 0, ..case.clone() }).unwrap();
     let sum: f32 = input[..64].iter().sum();
     assert!(floats(&got).into_iter().all(|got| got == sum), "{sum}");
+
+    let bytes = Case { kernel: "sim_test_clean_bytes", shared: 0, output: vec![0; 32], ..case.clone() };
+    let (got, _) = everywhere(&bytes).unwrap();
+    for (i, got) in bytemuck::cast_slice::<u32, u8>(&got).iter().enumerate() {
+        let (from, factor) = (63 - i % 64, if i < 64 { 3 } else { 5 });
+        assert_eq!(*got, (from * factor) as u8, "byte {i}");
+    }
 
     let last_block =
         Case { kernel: "sim_test_clean_last_block", grid: 5, shared: 0, extra: vec![0; 5 * 64 + 1], ..case };
@@ -346,6 +353,7 @@ fn faults_of_threads_that_wait_are_reported() {
             "stack_overflow": "stack overflow",
             "exit_outstanding": "copies outstanding",
             "trap": "__trap()",
+            "division_by_zero": "division by zero",
         } {
             is_reported(&bench, name, kernel, kind);
         }
@@ -380,6 +388,7 @@ fn races_are_reported() {
         "missing_syncwarp": "RACE",
         "global_race": "RACE",
         "blocks_race": "RACE write after write",
+        "bytes_race": "RACE write after write",
         "ticket_without_fence": "of another block",
         "read_before_wait": "ASYNC: read",
         "wait_without_barrier": "planted.cu",

@@ -1,9 +1,13 @@
 // fibers.cpp: the switch from a thread of a block to another, and the choice of the one that runs next.
+#include <sys/mman.h>
+
 #include <cstdarg>
 
 #include "runtime.h"
 
+#ifndef SIMT_CHECKER  // which uses the same array: a thread runs one variant at a time
 alignas(1024) thread_local unsigned char smem[SMEM_MAX];
+#endif
 alignas(64) thread_local char simt_tls_anchor;
 
 namespace simt {
@@ -45,7 +49,7 @@ simt_switch:
 // ---------------------------------------------------------------- failures
 
 [[noreturn]] void fail(const char* format, ...) {
-  char message[600];
+  char message[1800];
   va_list list;
   va_start(list, format);
   vsnprintf(message, sizeof message, format, list);
@@ -174,9 +178,20 @@ static void fiber_main() {
   }
 }
 
+static char* take_stack() {
+  if (!worker->free_stacks.empty()) {
+    char* stack = worker->free_stacks.back();
+    worker->free_stacks.pop_back();
+    return stack;
+  }
+  // The first use of this one: most blocks are small, and a process may have so many pieces of memory only.
+  char* guard = worker->stacks + worker->stacks_used++ * STACK_PITCH;
+  mprotect(guard, PAGE, PROT_NONE);
+  return guard + PAGE;
+}
+
 void prepare(Thread* t) {
-  t->stack = worker->free_stacks.back();
-  worker->free_stacks.pop_back();
+  t->stack = take_stack();
   // Begins differ by stack: equal ones would all map to the same few lines of the cache.
   const size_t color = (uintptr_t)t->stack / STACK % 29 * 128;
   void** sp = (void**)(t->stack + STACK - 128 - color);

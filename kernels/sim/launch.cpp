@@ -11,16 +11,22 @@
 namespace simt {
 // ---------------------------------------------------------------- faults
 
-static struct sigaction old_segv, old_bus;  // what the program had installed before
+static const int FAULTS[] = {SIGSEGV, SIGBUS, SIGFPE};
+static struct sigaction old_actions[3];  // what the program had installed before
 static thread_local char fault_message[200];
 static thread_local char* fault_pc;
 
-static void fault_fails() { fail("%s at %s", fault_message, source_line(fault_pc - &__executable_start).c_str()); }
+static void fault_fails() {
+  const std::string checked = checked_place();  // a stack may end while the checker looks at one of its accesses
+  fail("%s at %s", fault_message, checked.empty() ? source_line(fault_pc - &__executable_start).c_str() : checked.c_str());
+}
 
 // Goes on in `fault_fails`, outside the signal, on a stack that is known to be good.
 static void on_fault(int signal_number, siginfo_t* info, void* context) {
   if (!worker || !tls.self || !worker->kernel) {  // not in a kernel
-    const struct sigaction& old = signal_number == SIGSEGV ? old_segv : old_bus;
+    int i = 0;
+    while (FAULTS[i] != signal_number) i++;
+    const struct sigaction& old = old_actions[i];
     if (old.sa_flags & SA_SIGINFO) return old.sa_sigaction(signal_number, info, context);
     if (old.sa_handler != SIG_DFL && old.sa_handler != SIG_IGN) return old.sa_handler(signal_number);
     signal(signal_number, SIG_DFL);  // comes again, and ends the program
@@ -31,8 +37,12 @@ static void on_fault(int signal_number, siginfo_t* info, void* context) {
   const char* what = below_stack ? "stack overflow of the simulated thread" : "illegal address";
   // The processor gives no address where a vector is misaligned.
   const char* maybe = signal_number == SIGSEGV && !address ? ", or misaligned vector access" : "";
-  snprintf(fault_message, sizeof fault_message, "%s %p (signal %d)%s", what, (const void*)address, signal_number,
-           maybe);
+  if (signal_number == SIGFPE) {
+    snprintf(fault_message, sizeof fault_message, "integer division by zero");
+  } else {
+    snprintf(fault_message, sizeof fault_message, "%s %p (signal %d)%s", what, (const void*)address, signal_number,
+             maybe);
+  }
   auto& registers = ((ucontext_t*)context)->uc_mcontext.gregs;
   fault_pc = (char*)registers[REG_RIP];
   const uintptr_t top = (uintptr_t)(worker->failing_stack + sizeof worker->failing_stack - 256) & ~(uintptr_t)15;
@@ -46,8 +56,7 @@ static void install_fault_handler() {
     struct sigaction action {};
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    sigaction(SIGSEGV, &action, &old_segv);
-    sigaction(SIGBUS, &action, &old_bus);
+    for (int i = 0; i < 3; i++) sigaction(FAULTS[i], &action, &old_actions[i]);
   });
 }
 
@@ -55,14 +64,16 @@ static void install_fault_handler() {
 
 static void all_stacks_free() {
   worker->free_stacks.clear();
-  for (int i = MAX_THREADS - 1; i >= 0; i--) worker->free_stacks.push_back(worker->stacks + i * STACK_PITCH + PAGE);
+  for (int i = worker->stacks_used - 1; i >= 0; i--) worker->free_stacks.push_back(worker->stacks + i * STACK_PITCH + PAGE);
 }
 
 struct LeaveThread {
   bool entered = false;
   ~LeaveThread() {
     if (!entered) return;
-    sigaltstack(&worker->old_signal_stack, nullptr);
+    stack_t none{};  // what was there before may have been freed by now
+    none.ss_flags = SS_DISABLE;
+    sigaltstack(&none, nullptr);
     munmap(worker->stacks, STACK_PITCH * MAX_THREADS);
     delete worker;
     worker = nullptr;
@@ -78,12 +89,10 @@ static void enter_thread() {
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (stacks == MAP_FAILED) abort();
   worker->stacks = (char*)stacks;
-  for (int i = 0; i < MAX_THREADS; i++) mprotect(worker->stacks + i * STACK_PITCH, PAGE, PROT_NONE);
-  all_stacks_free();
   stack_t stack{};
   stack.ss_sp = worker->signal_stack;
   stack.ss_size = sizeof worker->signal_stack;
-  sigaltstack(&stack, &worker->old_signal_stack);
+  sigaltstack(&stack, nullptr);
 }
 
 // Threads that stay; the one that launches takes part.

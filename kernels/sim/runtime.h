@@ -88,12 +88,12 @@ struct Worker {
   size_t dynamic_bytes = 0;
   uint64_t random = 1, block_serial = 0;
   bool failed = false;
-  char error[1024];
+  char error[2200];
   void* main_sp = nullptr;  // of the code that started the block
   char* stacks = nullptr;
+  int stacks_used = 0;  // those that are guarded
   std::vector<char*> free_stacks;
   char signal_stack[1 << 16], failing_stack[1 << 18];
-  stack_t old_signal_stack{};
   ~Worker() {
     for (Thread& t : threads) delete t.copies;
   }
@@ -154,4 +154,6 @@ void check_launch_begins();
 void check_block_begins();
 void check_block_barrier();
 void check_warp_barrier(int warp);
+// Where the access that is being checked stands, if one is.
+std::string checked_place();
 }  // namespace simt

@@ -26,17 +26,15 @@ static inline float __fdividef(float a, float b) { return a / b; }
 static inline float __fdiv_rn(float a, float b) { return a / b; }
 static inline float __fsqrt_rn(float a) { return sqrtf(a); }
 static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
-// The empty assembly keeps the compiler from contracting a product and a sum that the kernel wants rounded apart.
-static inline float __fmul_rn(float a, float b) {
-  float r = a * b;
-  asm("" : "+x"(r));
-  return r;
+// The empty assembly keeps the compiler from contracting a product and a sum that the kernel wants rounded apart: a
+// product with a later sum, a sum with an earlier product.
+static inline float simt_apart(float v) {
+  asm("" : "+x"(v));
+  return v;
 }
-static inline float __fadd_rn(float a, float b) {
-  float r = a + b;
-  asm("" : "+x"(r));
-  return r;
-}
+static inline float __fmul_rn(float a, float b) { return simt_apart(a * b); }
+static inline float __fadd_rn(float a, float b) { return simt_apart(a) + simt_apart(b); }
+static inline float __fsub_rn(float a, float b) { return simt_apart(a) - simt_apart(b); }
 static inline float __saturatef(float x) { return x < 0 ? 0.0f : x > 1 ? 1.0f : x; }
 static inline float sinpif(float x) { return sinf((float)M_PI * x); }
 static inline float cospif(float x) { return cosf((float)M_PI * x); }

@@ -61,7 +61,7 @@ pub struct Args {
     device: DeviceArgs,
 
     /// Arithmetic: auto, fp32, and on a GPU tf32 or bf16
-    #[arg(long, value_name = "PRECISION", default_value = "auto")]
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
     precision: String,
 }
 

@@ -2,6 +2,7 @@
 //! images in a batch and then replayed.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Instant;
 
 use crate::config::Config;
@@ -58,18 +59,17 @@ impl<B: Backend> Stepper<B> {
             backend.upload(&mean_std, B::all_mut(&mut self.mean_std))?;
             self.sent = mean_std;
         }
-        if !self.plans.contains_key(&shape.n) {
-            self.plans.insert(shape.n, Plan { pixels: backend.alloc_bytes(pixels.len())?, graph: None });
-        }
+        let Plan { pixels: on_device, graph } = match self.plans.entry(shape.n) {
+            Entry::Occupied(plan) => plan.into_mut(),
+            Entry::Vacant(place) => place.insert(Plan { pixels: backend.alloc_bytes(pixels.len())?, graph: None }),
+        };
         state.begin_step(backend)?;
-        if let Some(Plan { pixels: on_device, graph }) = self.plans.get_mut(&shape.n) {
-            backend.upload_bytes(pixels, on_device)?;
-            match graph {
-                Some(graph) => backend.replay(graph)?,
-                None => {
-                    let (seed, mean_std) = (self.seed, &self.mean_std);
-                    *graph = backend.record(&mut || on_the_device(backend, state, seed, mean_std, shape, on_device))?;
-                }
+        backend.upload_bytes(pixels, on_device)?;
+        match graph {
+            Some(graph) => backend.replay(graph)?,
+            None => {
+                let (seed, mean_std) = (self.seed, &self.mean_std);
+                *graph = backend.record(&mut || on_the_device(backend, state, seed, mean_std, shape, on_device))?;
             }
         }
         // A replay changes the weights as well.

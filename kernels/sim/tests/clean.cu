@@ -1,7 +1,8 @@
 // clean.cu: correct kernels of the forms that the crate uses, about which the checker must say nothing.
 #include "args.cuh"
 
-// Sums n tiles of a block's threads through two buffers of asynchronous copies; every thread reads what its neighbour copied.
+// Sums n tiles of a block's threads through two buffers of asynchronous copies; every thread reads what its neighbour
+// copied.
 extern "C" __global__ void sim_test_clean_pipeline(const __grid_constant__ SimTestArgs a) {
   extern __shared__ __align__(128) unsigned char smem[];
   float* buffers = reinterpret_cast<float*>(smem);
@@ -21,7 +22,8 @@ extern "C" __global__ void sim_test_clean_pipeline(const __grid_constant__ SimTe
   out<float>(a)[t] = sum;
 }
 
-// A sum over a block: within warps by shuffles, across them through shared memory; then a value around the warp by __syncwarp.
+// A sum over a block: within warps by shuffles, across them through shared memory; then a value around the warp by
+// __syncwarp.
 extern "C" __global__ void sim_test_clean_reduce(const __grid_constant__ SimTestArgs a) {
   __shared__ float partial[32], shared[1024];
   const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
@@ -40,7 +42,8 @@ extern "C" __global__ void sim_test_clean_reduce(const __grid_constant__ SimTest
   out<float>(a)[threadIdx.x] = sum;
 }
 
-// Each block writes its sum; the block that takes the last ticket adds them. extra: the sums of the blocks, then the ticket.
+// Each block writes its sum; the block that takes the last ticket adds them. extra: the sums of the blocks, then the
+// ticket.
 extern "C" __global__ void sim_test_clean_last_block(const __grid_constant__ SimTestArgs a) {
   __shared__ bool last;
   float* sums = static_cast<float*>(a.extra);
@@ -55,4 +58,15 @@ extern "C" __global__ void sim_test_clean_last_block(const __grid_constant__ Sim
   float sum = 0.0f;
   for (uint32_t block = 0; block < gridDim.x; block++) sum += sums[block * blockDim.x + threadIdx.x];
   out<float>(a)[threadIdx.x] = sum;
+}
+
+// Neighbouring bytes are of different threads, in shared and in global memory, and so are halves of a word.
+extern "C" __global__ void sim_test_clean_bytes(const __grid_constant__ SimTestArgs a) {
+  __shared__ uint8_t bytes[64];
+  __shared__ uint16_t halves[64];
+  bytes[threadIdx.x] = (uint8_t)(threadIdx.x * 3);
+  halves[threadIdx.x] = (uint16_t)(threadIdx.x * 5);
+  __syncthreads();
+  out<uint8_t>(a)[threadIdx.x] = bytes[63 - threadIdx.x];
+  out<uint8_t>(a)[64 + threadIdx.x] = (uint8_t)halves[63 - threadIdx.x];
 }

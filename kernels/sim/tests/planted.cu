@@ -1,5 +1,5 @@
-// planted.cu: kernels with one fault each. The comment `BUG` stands on the line that the report must name; tests/simulator.rs looks
-// it up. Blocks of 64 threads; n elements in `in` and `out`.
+// planted.cu: kernels with one fault each. The comment `BUG` stands on the line that the report must name;
+// tests/simulator.rs looks it up. Blocks of 64 threads; n elements in `in` and `out`.
 #include "args.cuh"
 
 extern "C" __global__ void sim_test_divergent_barrier(const __grid_constant__ SimTestArgs a) {
@@ -73,8 +73,7 @@ extern "C" __global__ void sim_test_static_shared(const __grid_constant__ SimTes
 }
 
 static __device__ __noinline__ int deep(volatile int* at, int depth) {
-  volatile int frame[64];  // BUG stack_overflow
-  for (int i = 0; i < 64; i++) frame[i] = depth;
+  volatile int frame[64]; for (int i = 0; i < 64; i++) frame[i] = depth;  // BUG stack_overflow
   return depth == 0 ? *at : deep(frame, depth - 1) + frame[depth % 64];
 }
 extern "C" __global__ void sim_test_stack_overflow(const __grid_constant__ SimTestArgs a) {
@@ -116,7 +115,7 @@ extern "C" __global__ void sim_test_missing_syncwarp(const __grid_constant__ Sim
   __shared__ float values[64];
   values[threadIdx.x] = 1.0f;
   const int lane = __shfl_xor_sync(0xffffffffu, (int)threadIdx.x, 1);  // a shuffle does not order memory
-  out<float>(a)[threadIdx.x] = values[lane];  // BUG missing_syncwarp
+  out<float>(a)[threadIdx.x] = values[lane];                           // BUG missing_syncwarp
 }
 
 extern "C" __global__ void sim_test_global_race(const __grid_constant__ SimTestArgs a) {
@@ -193,4 +192,12 @@ extern "C" __global__ void sim_test_misaligned(const __grid_constant__ SimTestAr
 
 extern "C" __global__ void sim_test_trap(const __grid_constant__ SimTestArgs a) {
   if (threadIdx.x == 3) __trap();  // BUG trap
+}
+
+extern "C" __global__ void sim_test_bytes_race(const __grid_constant__ SimTestArgs a) {
+  out<uint8_t>(a)[threadIdx.x / 2] = (uint8_t)threadIdx.x;  // BUG bytes_race
+}
+
+extern "C" __global__ void sim_test_division_by_zero(const __grid_constant__ SimTestArgs a) {
+  out<int>(a)[threadIdx.x] = (int)threadIdx.x / (int)(a.n - 64);  // BUG division_by_zero
 }

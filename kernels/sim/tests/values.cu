@@ -1,8 +1,10 @@
-// values.cu: wrappers and intrinsics of the simulator; tests/simulator.rs compares what they give with plain computations.
+// values.cu: wrappers and intrinsics of the simulator; tests/simulator.rs compares what they give with plain
+// computations.
 #include "args.cuh"
 
 // in: fragments of A, B, C, per lane 4, 2 and 4 words; out: those of D.
-template <bool BF16> static __device__ __forceinline__ void mma(const SimTestArgs& a) {
+template <bool BF16>
+static __device__ __forceinline__ void mma(const SimTestArgs& a) {
   const uint32_t* words = in<uint32_t>(a) + threadIdx.x * 10;
   uint32_t x[4], w[2];
   float d[4];
@@ -20,7 +22,8 @@ template <bool BF16> static __device__ __forceinline__ void mma(const SimTestArg
 extern "C" __global__ void sim_test_mma_bf16(const __grid_constant__ SimTestArgs a) { mma<true>(a); }
 extern "C" __global__ void sim_test_mma_tf32(const __grid_constant__ SimTestArgs a) { mma<false>(a); }
 
-// Four matrices of 8 rows of 8 elements of 16 bits, each with its own number. option: 0 x4, 1 x4 transposed, 2 x2, 3 x2 transposed.
+// Four matrices of 8 rows of 8 elements of 16 bits, each with its own number. option: 0 x4, 1 x4 transposed, 2 x2, 3 x2
+// transposed.
 extern "C" __global__ void sim_test_ldmatrix(const __grid_constant__ SimTestArgs a) {
   extern __shared__ __align__(128) unsigned char smem[];
   uint16_t* elements = reinterpret_cast<uint16_t*>(smem);
@@ -36,7 +39,8 @@ extern "C" __global__ void sim_test_ldmatrix(const __grid_constant__ SimTestArgs
   for (int i = 0; i < 4; i++) out<uint32_t>(a)[threadIdx.x * 4 + i] = four[i];
 }
 
-// Threads below n copy 16 bytes (option 16) or 4, the others fill with zeros. Out: the first word before the wait and after it.
+// Threads below n copy 16 bytes (option 16) or 4, the others fill with zeros. Out: the first word before the wait and
+// after it.
 extern "C" __global__ void sim_test_cp_async(const __grid_constant__ SimTestArgs a) {
   extern __shared__ __align__(128) unsigned char smem[];
   uint32_t* words = reinterpret_cast<uint32_t*>(smem);
@@ -91,7 +95,8 @@ extern "C" __global__ void sim_test_vote(const __grid_constant__ SimTestArgs a) 
   result[2] = (uint32_t)__all_sync(mask, vote);
 }
 
-// Threads below n say yes. Out per thread: count, and, or; then a value passed on through the other half of the warp by __syncwarp.
+// Threads below n say yes. Out per thread: count, and, or; then a value passed on through the other half of the warp by
+// __syncwarp.
 extern "C" __global__ void sim_test_barriers(const __grid_constant__ SimTestArgs a) {
   __shared__ int box[128];
   const int yes = threadIdx.x < a.n;
@@ -104,7 +109,8 @@ extern "C" __global__ void sim_test_barriers(const __grid_constant__ SimTestArgs
   result[3] = box[threadIdx.x ^ 31];
 }
 
-// Every thread of every block takes part. Out: add, sub, max, min, or, inc (wraps at n), exch (the last of equal), cas (a product).
+// Every thread of every block takes part. Out: add, sub, max, min, or, inc (wraps at n), exch (the last of equal), cas
+// (a product).
 extern "C" __global__ void sim_test_atomics(const __grid_constant__ SimTestArgs a) {
   uint32_t* words = out<uint32_t>(a);
   const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -133,8 +139,8 @@ extern "C" __global__ void sim_test_bf16(const __grid_constant__ SimTestArgs a) 
   static_cast<float*>(a.extra)[i] = __bfloat162float(h);
 }
 
-// in: three words per thread. Out: high half of the product of the first two; then, of all three as floats: the rounded product plus
-// the third, and the fused multiply-add.
+// in: three words per thread. Out: high half of the product of the first two; then, of all three as floats: the rounded
+// product plus the third, and the fused multiply-add.
 extern "C" __global__ void sim_test_arithmetic(const __grid_constant__ SimTestArgs a) {
   const uint32_t* words = in<uint32_t>(a) + threadIdx.x * 3;
   const float x = __uint_as_float(words[0]), y = __uint_as_float(words[1]), z = __uint_as_float(words[2]);

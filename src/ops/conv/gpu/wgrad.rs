@@ -309,7 +309,7 @@ fn launch_product<L: Launcher>(
     let lanes = 16 / dtype.size() as u32;
     // Vectors: the kernel's own element type, at addresses and channels of multiples of 16 bytes.
     let vectors = |view: GpuSlice<'_>, channels: &[u32]| {
-        view.dtype() == dtype && view.ptr().0 % 16 == 0 && channels.iter().all(|c| c % lanes == 0)
+        view.dtype() == dtype && view.ptr().0.is_multiple_of(16) && channels.iter().all(|c| c.is_multiple_of(lanes))
     };
     let flag = |set: bool, flag: u32| if set { flag } else { 0 };
     let mut flags = flag(prologue.silu, kernels::WGRAD_SILU)
