@@ -4,11 +4,9 @@
 mod ops_support;
 
 use ddim_engine::device::Memory;
-use ddim_engine::device::cuda::{self, Cuda};
 use ddim_engine::device::gpu::{Arithmetic, Dtype, Gpu, GpuBuffer, GpuSlice, GpuSliceMut};
 use ddim_engine::device::launcher::Launcher;
 use ddim_engine::device::sim::Sim;
-use ddim_engine::kernels;
 use ddim_engine::ops::batch_norm::reference as norm_truth;
 use ddim_engine::ops::batch_norm::{
     AffineParams, BackwardInput, BackwardOutput, BatchNorm, BatchNormDims, RunningMut, row,
@@ -18,6 +16,7 @@ use ddim_engine::ops::conv::reference::{self as conv_truth, Operand, Prologue, s
 use ddim_engine::ops::pool::{AvgPool2, ResampleDims, reference as pool_truth};
 use ddim_engine::ops::upsample::{Upsample2, reference as upsample_truth};
 use half::bf16;
+use ops_support::devices;
 use ops_support::{
     CHANNELS, Fill, GUARD, Guarded, IMAGES, Input, assert_close, assert_scaled, assert_shape_error, norm, rms, to_f32,
     to_f64,
@@ -39,27 +38,9 @@ fn tolerance(arithmetic: Arithmetic) -> f64 {
 /// Runs `work` in an arithmetic on the simulator and on a GPU, or says why not.
 macro_rules! on_devices {
     ($arithmetic:expr, $work:expr) => {{
-        match kernels::NO_SIMULATOR {
-            None => with_poison(&Gpu::new(Sim::new().unwrap(), $arithmetic), $work),
-            Some(why) => eprintln!("skipped on sim: {why}"),
-        }
-        match has_gpu() {
-            Ok(()) => with_poison(&Gpu::new(Cuda::new(0).unwrap(), $arithmetic), $work),
-            Err(why) => eprintln!("skipped on cuda: {why}"),
-        }
+        devices::run_or_skip("sim", devices::no_sim(), || $work(&devices::sim($arithmetic)));
+        devices::run_or_skip("cuda", devices::no_cuda(), || $work(&devices::cuda($arithmetic)));
     }};
-}
-
-fn with_poison<L: Launcher>(gpu: &Gpu<L>, work: impl Fn(&Gpu<L>)) {
-    gpu.poison_new_buffers();
-    work(gpu);
-}
-
-fn has_gpu() -> Result<(), String> {
-    if let Some(why) = kernels::NO_IMAGES {
-        return Err(why.into());
-    }
-    cuda::probe().map(|_| ())
 }
 
 /// Elements in front of a view: 16-byte alignment in both types, and none.
