@@ -120,9 +120,15 @@ fn optimizer<B: Adam>(b: &B, n: usize, decoupled: bool, loss: f32, out: &mut Res
     }
 }
 
+/// A case: puts what it got into the list.
+type Case<'b> = Box<dyn Fn(&mut Results) + 'b>;
+
+/// An operation on buffers of which one is of the wrong type.
+type OnBuffers<'f> = &'f dyn Fn(&mut [Guarded<Gpu<Sim>>]) -> ddim_engine::error::Result<()>;
+
 /// One operation after the other, each with the case's own views.
-fn everything<B: Noise + Images + Schedule + Loss + DdimStep + Adam>(b: &B) -> Vec<Box<dyn Fn(&mut Results) + '_>> {
-    let mut all: Vec<Box<dyn Fn(&mut Results)>> = Vec::new();
+fn everything<B: Noise + Images + Schedule + Loss + DdimStep + Adam>(b: &B) -> Vec<Case<'_>> {
+    let mut all: Vec<Case<'_>> = Vec::new();
     for (n, per_image) in [(2, 17), (3, 12), (1, 2052)] {
         all.push(Box::new(move |out| noise(b, n, per_image, out)));
         for (predict, loss) in PREDICTIONS.into_iter().flat_map(|p| LOSSES.map(|l| (p, l))) {
@@ -207,13 +213,12 @@ fn wrong_types_are_errors() {
         lengths.iter().enumerate().map(|(i, &len)| if i == wrong { narrow(len) } else { wide(len) }).collect()
     };
     let key = NoiseKey { seed: 1, purpose: Purpose::Noise, first_image: 0 };
-    let refused =
-        |name: &str, lengths: &[usize], run: &dyn Fn(&mut [Guarded<Gpu<Sim>>]) -> ddim_engine::error::Result<()>| {
-            run(&mut buffers(lengths, lengths.len())).unwrap();
-            for wrong in 0..lengths.len() {
-                assert_shape_error(&format!("{name}, view {wrong}"), run(&mut buffers(lengths, wrong)));
-            }
-        };
+    let refused = |name: &str, lengths: &[usize], run: OnBuffers<'_>| {
+        run(&mut buffers(lengths, lengths.len())).unwrap();
+        for wrong in 0..lengths.len() {
+            assert_shape_error(&format!("{name}, view {wrong}"), run(&mut buffers(lengths, wrong)));
+        }
+    };
     refused("normal", &[1, 8], &|v| {
         let [step, out] = v else { unreachable!() };
         gpu.fill_normal(key, step.view(), 4, out.view_mut())

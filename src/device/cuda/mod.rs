@@ -1,7 +1,7 @@
 //! An NVIDIA GPU through its driver, which is opened at run time: a program built with kernels runs on machines without one.
 //!
 //! One stream does the work. Copies to the device go through pinned memory; pixels go on a second stream, so that the next batch
-//! travels while a step is computed (see [`staging`]).
+//! travels while a step is computed (see `staging.rs`).
 
 mod driver;
 mod staging;

@@ -1,4 +1,4 @@
-//! Launches of upsampling: `kernels/resample.cu`, by way of pooling's [`Gpu::resample`].
+//! Launches of upsampling: `kernels/resample.cu`, by way of pooling's `Gpu::resample`.
 
 use super::{ResampleDims, Upsample2};
 use crate::device::gpu::{Gpu, GpuSlice, GpuSliceMut};
