@@ -313,7 +313,7 @@ MEASURED_OPTIONS = ("batch", "image_size", "threads", "steps", "warmup", "tuned_
 
 def run_engine(args: argparse.Namespace) -> dict[str, Any]:
     """Measures the engine with its own `bench step`, which prints JSON."""
-    command = [args.engine, "bench", "step", "--preset", "seed", "--steps", str(args.steps), "--json", "-"]
+    command = [args.engine, "bench", "step", "--preset", "seed", "--repeat", str(args.steps), "--json", "-"]
     if args.image_size != 64:
         command += ["--set", f"image_size={args.image_size}"]
     if args.batch != 64:
