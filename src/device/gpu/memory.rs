@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use half::bf16;
 
@@ -312,8 +312,13 @@ impl<L: Launcher> Memory for Gpu<L> {
     }
 
     fn memory_use(&self) -> MemoryUse {
-        let store = self.store.borrow();
-        let (live, peak) = store.borrow().arena.usage();
+        let recorded: Vec<_> = self.recorded.borrow().iter().filter_map(Weak::upgrade).collect();
+        let own = Rc::clone(&self.store.borrow());
+        let (mut live, mut peak) = (0, 0);
+        for store in recorded.iter().chain([&own]) {
+            let usage = store.borrow().arena.usage();
+            (live, peak) = (live + usage.0, peak + usage.1);
+        }
         MemoryUse { live: live * UNIT, peak: peak * UNIT }
     }
 }
@@ -330,6 +335,8 @@ impl<L: Launcher> Replay for Gpu<L> {
         let mut own = Store::new(Rc::clone(&self.launcher));
         own.poison = self.store.borrow().borrow().poison;
         let own = Rc::new(RefCell::new(own));
+        self.recorded.borrow_mut().retain(|store| store.strong_count() > 0);
+        self.recorded.borrow_mut().push(Rc::downgrade(&own));
         let outer = self.store.replace(Rc::clone(&own));
         // The first run finds the kernels and fills the arena: a capture can do neither.
         let graph = body().and_then(|()| self.launcher.capture(body));

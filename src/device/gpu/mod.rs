@@ -6,7 +6,7 @@
 mod memory;
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use bytemuck::Pod;
 
@@ -64,6 +64,8 @@ pub struct Gpu<L: Launcher> {
     arithmetic: Arithmetic,
     /// The arena in use: a recording has one of its own.
     store: RefCell<Rc<RefCell<Store<L>>>>,
+    /// The arenas of recordings that live.
+    recorded: RefCell<Vec<Weak<RefCell<Store<L>>>>>,
     kernels: RefCell<Vec<Option<L::Kernel>>>,
 }
 
@@ -73,7 +75,7 @@ impl<L: Launcher> Gpu<L> {
         let launcher = Rc::new(launcher);
         let store = RefCell::new(Rc::new(RefCell::new(Store::new(Rc::clone(&launcher)))));
         let kernels = RefCell::new(vec![None; kernels::ALL.len()]);
-        Gpu { launcher, arithmetic, store, kernels }
+        Gpu { launcher, arithmetic, store, recorded: RefCell::default(), kernels }
     }
 
     /// How convolutions compute.
