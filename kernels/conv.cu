@@ -16,7 +16,8 @@
 //        has the accuracy of float32.
 // num    float32 sums, over chunks, taps, units in this order whatever the tile: an image's y depends neither on the batch nor on the
 //        tile. Statistics in two passes per tile, tiles merged in a fixed order. No atomics: bit for bit repeatable. In `f32` an
-//        infinite operand gives NaN (its rest is infinity minus infinity).
+//        infinite operand gives NaN (its rest is infinity minus infinity). Tensor cores round their sums towards zero, which the
+//        simulator does not do: on a GPU a sum of 256 * 9 terms in `f32` (864 products) may be small by up to 5e-5.
 // cost   analytic, not measured. 2 P (T C + R) K FLOP for P pixels; bytes: P (C + R + K) elements, those of the epilogue's tensors, and
 //        the filter. From L2 again: the halo (1.27 of the pixels at 16x16, 1.41 at 8x16), and the input once per N output channels.
 //        Shared memory: per step a warp of 64x32 reads 3 KiB for 32,768 multiply-adds (bfloat16), 1365 per clock at 128 bytes per

@@ -169,7 +169,7 @@ fn kernels_pass_the_checker() {
     let sim = match Sim::checked() {
         Ok(sim) => sim,
         Err(why) => {
-            eprintln!("skipped: {why}");
+            ops_support::devices::say_skipped(why);
             return;
         }
     };
@@ -202,7 +202,7 @@ fn each_view_may_be_the_one_that_is_not_aligned() {
 #[test]
 fn wrong_types_are_errors() {
     if let Some(why) = ops_support::devices::no_sim() {
-        eprintln!("skipped: {why}");
+        ops_support::devices::say_skipped(why);
         return;
     }
     let gpu = &ops_support::devices::sim(Arithmetic::Bf16);

@@ -1,45 +1,32 @@
 //! Whole networks on devices with kernels: reference files, training steps beside the CPU's, recorded steps beside eager ones. On the
 //! simulator always (where it was built), on a GPU where there is one.
 
+mod ops_support;
+
 use std::path::PathBuf;
 
 use ddim_engine::check::{Tolerances, check};
 use ddim_engine::config::Config;
 use ddim_engine::device::cpu::Cpu;
-use ddim_engine::device::cuda::{self, Cuda};
 use ddim_engine::device::gpu::{Arithmetic, Gpu};
 use ddim_engine::device::launcher::Launcher;
-use ddim_engine::device::sim::Sim;
 use ddim_engine::device::{Memory, ReadBack};
 use ddim_engine::diffusion::normalizer::Normalizer;
 use ddim_engine::diffusion::sampler::Sampler;
-use ddim_engine::kernels;
 use ddim_engine::ops::Backend;
 use ddim_engine::ops::noise::{Noise, NoiseKey, step_word};
 use ddim_engine::rng::{Purpose, Stream};
 use ddim_engine::tensor::Shape;
 use ddim_engine::train::state::TrainState;
 use ddim_engine::train::stepper::Stepper;
+use ops_support::devices;
 
 /// Runs `work` on the simulator and on a GPU, or says why not.
 macro_rules! on_devices {
     ($arithmetic:expr, $work:expr) => {{
-        match kernels::NO_SIMULATOR {
-            None => $work(&Gpu::new(Sim::new().unwrap(), $arithmetic), "sim"),
-            Some(why) => eprintln!("skipped on sim: {why}"),
-        }
-        match gpu() {
-            Ok(()) => $work(&Gpu::new(Cuda::new(0).unwrap(), $arithmetic), "cuda"),
-            Err(why) => eprintln!("skipped on cuda: {why}"),
-        }
+        devices::run_or_skip("sim", devices::no_sim(), || $work(&devices::sim($arithmetic), "sim"));
+        devices::run_or_skip("cuda", devices::no_cuda(), || $work(&devices::cuda($arithmetic), "cuda"));
     }};
-}
-
-fn gpu() -> Result<(), String> {
-    if let Some(why) = kernels::NO_IMAGES {
-        return Err(why.into());
-    }
-    cuda::probe().map(|_| ())
 }
 
 fn fixtures() -> Vec<PathBuf> {

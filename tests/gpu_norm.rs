@@ -597,7 +597,7 @@ fn kernels_pass_the_checker() {
         let sim = match Sim::checked() {
             Ok(sim) => sim,
             Err(why) => {
-                eprintln!("skipped: {why}");
+                ops_support::devices::say_skipped(why);
                 return;
             }
         };

@@ -137,7 +137,13 @@ impl Chosen {
     pub fn run<W: Work>(&self, work: W) -> Result<W::Output> {
         match self.kind {
             Kind::Cpu { threads } => work.run(&Cpu::new(threads)?),
-            Kind::Cuda { ordinal, arithmetic } => work.run(&Gpu::new(Cuda::new(ordinal)?, arithmetic)),
+            Kind::Cuda { ordinal, arithmetic } => {
+                let gpu = Gpu::new(Cuda::new(ordinal)?, arithmetic);
+                if std::env::var_os("DDIM_SEPARATE_BUFFERS").is_some_and(|v| !v.is_empty()) {
+                    gpu.separate_buffers();
+                }
+                work.run(&gpu)
+            }
             Kind::Sim { arithmetic } => work.run(&Gpu::new(Sim::new()?, arithmetic)),
         }
     }

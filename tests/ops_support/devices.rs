@@ -36,6 +36,11 @@ pub fn cuda(arithmetic: Arithmetic) -> Gpu<Cuda> {
     gpu
 }
 
+/// Says that something is skipped, past the capture of the test harness: it must be seen.
+pub fn say_skipped(why: impl std::fmt::Display) {
+    std::io::stderr().write_all(format!("skipped: {why}\n").as_bytes()).ok();
+}
+
 /// Runs a case on a device if it can, and counts it.
 pub fn run_or_skip(device: &str, missing: Option<String>, case: impl FnOnce()) {
     match missing {

@@ -72,10 +72,10 @@ extern "C" __global__ void sim_test_static_shared(const __grid_constant__ SimTes
   out<float>(a)[threadIdx.x] = values[threadIdx.x];
 }
 
-static __device__ __noinline__ int deep(volatile int* at, int depth) {
-  volatile int frame[64]; for (int i = 0; i < 64; i++) frame[i] = depth;  // BUG stack_overflow
-  return depth == 0 ? *at : deep(frame, depth - 1) + frame[depth % 64];
-}
+// On one line: the stack may end at the call, in the frame or at its first use.
+// clang-format off
+static __device__ __noinline__ int deep(volatile int* at, int depth) { volatile int frame[64]; for (int i = 0; i < 64; i++) frame[i] = depth; return depth == 0 ? *at : deep(frame, depth - 1) + frame[depth % 64]; }  // BUG stack_overflow
+// clang-format on
 extern "C" __global__ void sim_test_stack_overflow(const __grid_constant__ SimTestArgs a) {
   int depth = (int)a.n * 1000;
   out<int>(a)[threadIdx.x] = deep(&depth, depth);
