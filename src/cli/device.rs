@@ -3,7 +3,7 @@
 use clap::Args;
 use ddim_engine::config::Precision;
 use ddim_engine::device::cpu::{Cpu, Isa};
-use ddim_engine::device::cuda::{self, Cuda};
+use ddim_engine::device::cuda::{self, Cuda, GpuInfo};
 use ddim_engine::device::gpu::{Arithmetic, Gpu};
 use ddim_engine::device::sim::Sim;
 use ddim_engine::error::{Error, Result};
@@ -51,10 +51,10 @@ pub trait Work {
     fn run<B: Backend>(self, backend: &B) -> Result<Self::Output>;
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Kind {
     Cpu { threads: usize },
-    Cuda { ordinal: usize, arithmetic: Arithmetic },
+    Cuda { gpu: GpuInfo, arithmetic: Arithmetic },
     Sim { arithmetic: Arithmetic },
 }
 
@@ -93,19 +93,7 @@ impl DeviceArgs {
                 }
             },
         };
-        if let Some(why) = kernels::NO_IMAGES {
-            let advice = "use --device cpu, or build again once it is there";
-            return Err(Error::Usage(format!("--device {name}: this build has no GPU kernels: {why}; {advice}")));
-        }
-        let gpus = cuda::probe().map_err(|why| Error::Usage(format!("--device {name}: {why}; use --device cpu")))?;
-        let Some(gpu) = gpus.get(ordinal) else {
-            let last = gpus.len() - 1;
-            return Err(Error::Usage(format!("--device {name}: this machine has cuda:0 to cuda:{last}")));
-        };
-        if let Some(why) = gpu.unusable() {
-            return Err(Error::Usage(format!("--device {name}: {why}; use --device cpu")));
-        }
-        Ok(on_gpu(gpu, precision, prefer))
+        Ok(on_gpu(cuda::find(ordinal)?, precision, prefer))
     }
 
     /// The first usable GPU, else the CPU.
@@ -114,10 +102,13 @@ impl DeviceArgs {
             return on_cpu(threads, precision, ": this build has no GPU kernels (see ddim-engine doctor)");
         }
         let why = match cuda::probe() {
-            Ok(gpus) => match gpus.iter().find(|gpu| gpu.unusable().is_none()) {
-                Some(gpu) => return Ok(on_gpu(gpu, precision, prefer)),
-                None => gpus[0].unusable().unwrap_or_default(),
-            },
+            Ok(gpus) => {
+                let why = gpus.iter().find_map(GpuInfo::unusable).unwrap_or_default();
+                match gpus.into_iter().find(|gpu| gpu.unusable().is_none()) {
+                    Some(gpu) => return Ok(on_gpu(gpu, precision, prefer)),
+                    None => why,
+                }
+            }
             Err(why) => why,
         };
         on_cpu(threads, precision, &format!(": {why}"))
@@ -135,16 +126,16 @@ impl Chosen {
     /// # Errors
     /// The device cannot be opened; what the work returns.
     pub fn run<W: Work>(&self, work: W) -> Result<W::Output> {
-        match self.kind {
-            Kind::Cpu { threads } => work.run(&Cpu::new(threads)?),
-            Kind::Cuda { ordinal, arithmetic } => {
-                let gpu = Gpu::new(Cuda::new(ordinal)?, arithmetic);
+        match &self.kind {
+            Kind::Cpu { threads } => work.run(&Cpu::new(*threads)?),
+            Kind::Cuda { gpu, arithmetic } => {
+                let gpu = Gpu::new(Cuda::open(gpu)?, *arithmetic);
                 if std::env::var_os("DDIM_SEPARATE_BUFFERS").is_some_and(|v| !v.is_empty()) {
                     gpu.separate_buffers();
                 }
                 work.run(&gpu)
             }
-            Kind::Sim { arithmetic } => work.run(&Gpu::new(Sim::new()?, arithmetic)),
+            Kind::Sim { arithmetic } => work.run(&Gpu::new(Sim::new()?, *arithmetic)),
         }
     }
 
@@ -169,9 +160,10 @@ fn on_cpu(threads: usize, precision: Precision, why: &str) -> Result<Chosen> {
     Ok(Chosen { kind: Kind::Cpu { threads }, line })
 }
 
-fn on_gpu(gpu: &cuda::GpuInfo, precision: Precision, prefer: Prefer) -> Chosen {
+fn on_gpu(gpu: GpuInfo, precision: Precision, prefer: Prefer) -> Chosen {
     let arithmetic = arithmetic(precision, prefer.arithmetic());
-    Chosen { kind: Kind::Cuda { ordinal: gpu.ordinal, arithmetic }, line: format!("device: {gpu}, {arithmetic}") }
+    let line = format!("device: {gpu}, {arithmetic}");
+    Chosen { kind: Kind::Cuda { gpu, arithmetic }, line }
 }
 
 fn arithmetic(precision: Precision, preferred: Arithmetic) -> Arithmetic {

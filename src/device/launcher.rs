@@ -42,8 +42,6 @@ pub trait Launcher: 'static {
     /// Bytes on their way to the host.
     type Pending;
 
-    /// What it is, for people: "cuda:0 (NVIDIA H200, ...)" or "sim".
-    fn describe(&self) -> String;
     /// Bytes that the arena asks for at once.
     fn chunk_bytes(&self) -> usize;
     /// Bytes of shared memory that a block may have.
@@ -107,11 +105,6 @@ pub trait Launcher: 'static {
     /// # Errors
     /// The device failed.
     fn copy(&self, src: DevicePtr, dst: DevicePtr, bytes: usize) -> Result<()>;
-    /// Waits until everything asked for has been done.
-    ///
-    /// # Errors
-    /// The device failed.
-    fn synchronize(&self) -> Result<()>;
     /// Records what `body` asks for instead of doing it. Kernels must have been looked up before, memory allocated before.
     ///
     /// # Errors

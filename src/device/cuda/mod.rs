@@ -90,7 +90,6 @@ pub fn probe() -> std::result::Result<Vec<GpuInfo>, String> {
 
 /// A GPU as a launcher of kernels.
 pub struct Cuda {
-    info: GpuInfo,
     // Dropped in this order: what needs the context before it.
     inbox: RefCell<Inbox>,
     outbox: Rc<RefCell<Outbox>>,
@@ -118,27 +117,45 @@ impl Drop for CudaPending {
     }
 }
 
+/// GPU number `ordinal`, if kernels of this build can run on it.
+///
+/// # Errors
+/// This build has no GPU kernels; no driver, an old one, no such device, one that is too old: each names the option `--device`.
+pub fn find(ordinal: usize) -> Result<GpuInfo> {
+    let refuse = |why: String| Err(Error::Usage(format!("--device cuda:{ordinal}: {why}; use --device cpu")));
+    if let Some(why) = kernels::NO_IMAGES {
+        return refuse(format!("this build has no GPU kernels: {why}"));
+    }
+    let mut gpus = match probe() {
+        Ok(gpus) => gpus,
+        Err(why) => return refuse(why),
+    };
+    if ordinal >= gpus.len() {
+        return refuse(format!("this machine has cuda:0 to cuda:{}", gpus.len() - 1));
+    }
+    let gpu = gpus.swap_remove(ordinal);
+    match gpu.unusable() {
+        Some(why) => refuse(why),
+        None => Ok(gpu),
+    }
+}
+
 impl Cuda {
     /// Opens GPU number `ordinal`.
     ///
     /// # Errors
-    /// This build has no GPU kernels; no driver, an old one, no such device, one that is too old; the driver fails.
+    /// As [`find`]; the driver fails.
     pub fn new(ordinal: usize) -> Result<Self> {
-        if let Some(why) = kernels::NO_IMAGES {
-            return Err(Error::Usage(format!("--device cuda: this build has no GPU kernels: {why}")));
-        }
-        let gpus = probe().map_err(|why| Error::Usage(format!("--device cuda: {why}; use --device cpu")))?;
-        let count = gpus.len();
-        let Some(info) = gpus.into_iter().nth(ordinal) else {
-            let last = count - 1;
-            return Err(Error::Usage(format!("--device cuda:{ordinal}: this machine has cuda:0 to cuda:{last}")));
-        };
-        if let Some(why) = info.unusable() {
-            return Err(Error::Usage(format!("--device cuda:{ordinal}: {why}; use --device cpu")));
-        }
-        let context = Context::new(Device::get(ordinal)?)?;
+        Self::open(&find(ordinal)?)
+    }
+
+    /// Opens a GPU that was found.
+    ///
+    /// # Errors
+    /// The driver fails.
+    pub fn open(gpu: &GpuInfo) -> Result<Self> {
+        let context = Context::new(Device::get(gpu.ordinal)?)?;
         Ok(Cuda {
-            info,
             inbox: RefCell::new(Inbox::new(&context)?),
             outbox: Rc::default(),
             stream: Stream::new(&context)?,
@@ -146,11 +163,6 @@ impl Cuda {
             context,
             recording: Cell::new(false),
         })
-    }
-
-    /// What it is.
-    pub fn info(&self) -> &GpuInfo {
-        &self.info
     }
 
     fn not_recording(&self, what: &str) -> Result<()> {
@@ -165,10 +177,6 @@ impl Launcher for Cuda {
     type Kernel = CudaKernel;
     type Graph = CudaGraph;
     type Pending = CudaPending;
-
-    fn describe(&self) -> String {
-        self.info.to_string()
-    }
 
     fn shared_limit(&self) -> usize {
         self.context.shared_limit()
@@ -242,11 +250,6 @@ impl Launcher for Cuda {
 
     fn copy(&self, src: DevicePtr, dst: DevicePtr, bytes: usize) -> Result<()> {
         self.stream.copy(src, dst, bytes)
-    }
-
-    fn synchronize(&self) -> Result<()> {
-        self.not_recording("waiting")?;
-        self.stream.synchronize()
     }
 
     fn capture(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<CudaGraph> {

@@ -25,17 +25,6 @@ enum Node {
 /// A recorded sequence.
 pub struct SimGraph(Vec<Node>);
 
-impl SimGraph {
-    /// Launches, fills and copies.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-    /// True where nothing was recorded.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
 /// The simulator as a device.
 pub struct Sim {
     library: Library,
@@ -133,10 +122,6 @@ impl Launcher for Sim {
     type Graph = SimGraph;
     type Pending = Vec<u8>;
 
-    fn describe(&self) -> String {
-        "sim (the CUDA kernels on this machine's CPU, for tests: thousands of times slower than a GPU)".into()
-    }
-
     fn shared_limit(&self) -> usize {
         227 << 10 // as on Hopper
     }
@@ -212,10 +197,6 @@ impl Launcher for Sim {
 
     fn copy(&self, src: DevicePtr, dst: DevicePtr, bytes: usize) -> Result<()> {
         self.run(Node::Copy { src, dst, bytes })
-    }
-
-    fn synchronize(&self) -> Result<()> {
-        Ok(()) // launches return when they are done
     }
 
     fn capture(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<SimGraph> {

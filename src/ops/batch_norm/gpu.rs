@@ -3,11 +3,11 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{AffineParams, BackwardInput, BackwardOutput, BatchNorm, BatchNormDims, EPS, MOMENTUM, RunningMut, row};
-use crate::device::gpu::{DevicePtr, Dtype, Gpu, GpuSlice, GpuSliceMut, blocks};
+use crate::device::gpu::{DevicePtr, Gpu, GpuSlice, GpuSliceMut, blocks};
 use crate::device::launcher::Launcher;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels;
-use crate::ops::expect_len;
+use crate::ops::{expect_f32, expect_len};
 
 const OP: &str = "batch_norm";
 
@@ -51,13 +51,8 @@ struct BackwardArgs {
     vector: u32,
 }
 
-/// Refuses a view that is not float32 or has another length.
 fn expect(name: &str, view: GpuSlice<'_>, want: usize) -> Result<()> {
-    expect_len(OP, name, view.len(), want)?;
-    if view.dtype() == Dtype::F32 {
-        return Ok(());
-    }
-    Err(Error::Shape { op: OP, what: format!("`{name}` must be float32") })
+    expect_f32(OP, name, view, want)
 }
 
 fn check_params<L: Launcher>(c: usize, params: &AffineParams<'_, Gpu<L>>, coefficients: GpuSlice<'_>) -> Result<()> {
