@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::keys::{self, KEYS, Key};
-use super::{Config, Precision};
+use super::{Config, LATER_KEYS, LrSchedule, Precision};
 use crate::error::{Error, Result};
 
 /// Largest configuration file that is read.
@@ -108,12 +108,16 @@ impl Config {
         Config::from_table(table)
     }
 
-    /// A complete configuration, as [`Config::to_toml`] writes it.
+    /// A complete configuration, as [`Config::to_toml`] writes it; one of an earlier version may lack [`LATER_KEYS`].
     ///
     /// # Errors
     /// Not TOML, a key that is missing or unknown, or a value that does not do.
     pub fn from_toml(text: &str) -> Result<Config> {
-        let table = file_layer(text).map_err(Error::Usage)?;
+        let mut table = file_layer(text).map_err(Error::Usage)?;
+        let neutral = Config::seed_preset().table()?;
+        for name in LATER_KEYS.iter().filter(|name| !table.contains_key(**name)).collect::<Vec<_>>() {
+            table.extend(neutral.get(*name).map(|value| (name.to_string(), value.clone())));
+        }
         let missing: Vec<_> = KEYS.iter().map(|key| key.name).filter(|name| !table.contains_key(*name)).collect();
         if !missing.is_empty() {
             return Err(Error::Usage(format!("missing keys: {}", missing.join(", "))));
@@ -176,11 +180,51 @@ impl Config {
                 keys::number(self.max_signal_rate)
             ));
         }
-        if self.batch_size == 1 && size == multiple {
+        self.check_training()?;
+        let part = self.batch_size / self.accumulate;
+        if part == 1 && size == multiple {
+            let of = if self.accumulate > 1 {
+                format!(" (in {} parts by accumulate)", self.accumulate)
+            } else {
+                String::new()
+            };
             return Err(format!(
-                "batch_size 1 with image_size {size} and {levels} levels: the innermost level has one value per channel, and batch \
-                 norm has no deviation; expected batch_size 2 or more, or image_size {} or more",
+                "batch_size {}{of} with image_size {size} and {levels} levels: the innermost level has one value per channel, and batch \
+                 norm has no deviation; expected batch_size {} or more, or image_size {} or more",
+                self.batch_size,
+                2 * self.accumulate,
                 2 * multiple
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Settings of the optimiser that do not fit each other.
+    fn check_training(&self) -> std::result::Result<(), String> {
+        let number = keys::number;
+        if self.lr_schedule == LrSchedule::Constant && self.lr_min != 0.0 {
+            return Err(format!(
+                "lr_min {} with lr_schedule constant: a constant learning rate has no end; expected lr_min 0, or lr_schedule cosine \
+                 or linear",
+                number(self.lr_min)
+            ));
+        }
+        if self.lr_min > self.lr {
+            return Err(format!(
+                "lr_min {} and lr {}: the learning rate falls from lr to lr_min; expected lr_min of at most lr",
+                number(self.lr_min),
+                number(self.lr)
+            ));
+        }
+        if !self.batch_size.is_multiple_of(self.accumulate) {
+            return Err(format!(
+                "batch_size {} and accumulate {}: a batch is computed in equal parts; expected a batch_size that accumulate divides, \
+                 such as {}",
+                self.batch_size,
+                self.accumulate,
+                self.batch_size.next_multiple_of(self.accumulate)
             ));
         }
         Ok(())

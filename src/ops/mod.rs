@@ -14,7 +14,9 @@ pub mod adam;
 pub mod batch_norm;
 pub mod conv;
 pub mod ddim;
+pub mod grad_norm;
 pub mod images;
+pub mod levels;
 pub mod loss;
 pub mod noise;
 pub mod pool;
@@ -33,7 +35,9 @@ pub trait Backend:
     + batch_norm::BatchNorm
     + conv::Conv
     + ddim::DdimStep
+    + grad_norm::GradNorm
     + images::Images
+    + levels::Levels
     + loss::Loss
     + noise::Noise
     + pool::AvgPool2
@@ -48,7 +52,9 @@ impl<B> Backend for B where
         + batch_norm::BatchNorm
         + conv::Conv
         + ddim::DdimStep
+        + grad_norm::GradNorm
         + images::Images
+        + levels::Levels
         + loss::Loss
         + noise::Noise
         + pool::AvgPool2
