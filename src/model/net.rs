@@ -22,6 +22,8 @@ pub struct Condition<M: Memory> {
     pub timesteps: Option<M::Buffer>,
     /// Classes of the images, `[N]` whole numbers, where the network knows classes.
     pub labels: Option<M::Buffer>,
+    /// What the loss of each image weighs, `[N]`, where they differ.
+    pub weights: Option<M::Buffer>,
 }
 
 /// Randomness inside the network: dropout.
