@@ -182,6 +182,10 @@ pub struct Config {
     pub precision: Precision,
     /// Source of pictures: `procedural`, `flowers`, `pets`, `debug`, a folder or a .tar.
     pub data: String,
+    /// CSV file of picture names and class labels ([`crate::data::Labels`]), or [`NO_LABELS`].
+    pub labels: String,
+    /// Share of the training images that are shown as of no class, the last of `unet.num_class_embeds`; for guidance.
+    pub label_dropout: f64,
     /// Times every training picture appears in an epoch (the seed: 5 for flowers, 3 for pets).
     pub repeat: usize,
     /// Random horizontal flips of training pictures.
@@ -207,6 +211,9 @@ pub struct Config {
     pub unet: Option<UnetConfig>,
 }
 
+/// The value of the key `labels` where there are none.
+pub const NO_LABELS: &str = "none";
+
 /// Keys that came after the first version: where a complete file (a run's `config.toml`) lacks one, it means the preset `seed`'s value,
 /// which is what the version that wrote the file did.
 pub const LATER_KEYS: &[&str] = &[
@@ -221,6 +228,8 @@ pub const LATER_KEYS: &[&str] = &[
     "lr_min",
     "grad_clip",
     "accumulate",
+    "labels",
+    "label_dropout",
     "ema_warmup",
 ];
 
@@ -269,6 +278,8 @@ impl Config {
             seed: 0,
             precision: Precision::Auto,
             data: "flowers".into(),
+            labels: NO_LABELS.into(),
+            label_dropout: 0.0,
             repeat: 5,
             flip: false,
             valid_fraction: 0.2,
@@ -325,10 +336,21 @@ impl Config {
         }
     }
 
+    /// The file of class labels, where there is one.
+    pub fn labels_path(&self) -> Option<&std::path::Path> {
+        (self.labels != NO_LABELS).then(|| std::path::Path::new(&self.labels))
+    }
+
+    /// Classes that the network knows.
+    pub fn class_embeds(&self) -> Option<usize> {
+        self.unet.as_ref().and_then(|unet| unet.num_class_embeds)
+    }
+
     /// The keys that determine the parameter shapes, with their values, in one line; equal for configurations whose checkpoints fit each
     /// other.
     pub fn model_key(&self) -> String {
-        MODEL_KEYS.iter().map(|key| format!("{key}={}", self.get(key))).collect::<Vec<_>>().join(" ")
+        let present = MODEL_KEYS.iter().map(|key| (key, self.get(key))).filter(|(_, value)| !value.is_empty());
+        present.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
     }
 
     /// Those of `keys` in which `self` and `other` differ, with both values: (key, ours, theirs).

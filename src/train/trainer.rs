@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, LrSchedule};
-use crate::data::{self, Dataset, FlipKey, Split};
+use crate::data::{self, Dataset, FlipKey, Labels, Split};
 use crate::device::ReadBack;
 use crate::diffusion::normalizer::Normalizer;
 use crate::error::{Error, Result};
 use crate::ops::Backend;
 use crate::ops::loss::LossValues;
 use crate::ops::noise::{NoiseKey, step_word};
-use crate::rng::Purpose;
+use crate::rng::{Purpose, Stream};
 use crate::tensor::Shape;
 use crate::train::batches::{draw, load_pictures, normalized};
 use crate::train::checkpoint::{self, Checkpoint, NamedTensor};
@@ -129,6 +129,9 @@ struct Resumable {
     seconds: f64,
     normalizer: Normalizer,
     window: Window,
+    /// Of the class labels, where there are any.
+    #[serde(default)]
+    labels: Option<String>,
 }
 
 /// Trains. Reports on standard error unless quiet.
@@ -140,7 +143,9 @@ pub fn run<B: Backend>(backend: &B, options: &TrainOptions, interrupt: &Interrup
     let progress = Progress::new(if options.quiet { Kind::Quiet } else { Kind::Auto });
     options.config.validate()?;
     let dataset = load_pictures(&options.config, options.data_dir.as_deref(), &progress)?;
-    Trainer::open(backend, options, &dataset, progress)?.run(interrupt)
+    let labels = options.config.labels_path().map(|path| Labels::load(path, &dataset)).transpose()?;
+    check_classes(&options.config, labels.as_ref())?;
+    Trainer::open(backend, options, &dataset, labels, progress)?.run(interrupt)
 }
 
 struct Trainer<'a, B: Backend> {
@@ -148,6 +153,7 @@ struct Trainer<'a, B: Backend> {
     options: &'a TrainOptions,
     config: &'a Config,
     dataset: &'a Dataset,
+    labels: Option<Labels>,
     split: Split,
     state: TrainState<B>,
     stepper: Stepper<B>,
@@ -176,7 +182,13 @@ struct Trainer<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Trainer<'a, B> {
-    fn open(backend: &'a B, options: &'a TrainOptions, dataset: &'a Dataset, progress: Progress) -> Result<Self> {
+    fn open(
+        backend: &'a B,
+        options: &'a TrainOptions,
+        dataset: &'a Dataset,
+        labels: Option<Labels>,
+        progress: Progress,
+    ) -> Result<Self> {
         let config = &options.config;
         let split = data::split(dataset.len(), config.valid_fraction, config.seed)?;
         let resumed = options.resume.as_deref().map(|path| find_checkpoint(path, &progress)).transpose()?;
@@ -194,6 +206,10 @@ impl<'a, B: Backend> Trainer<'a, B> {
                 let what = "its pictures are not those of `data`: the same pictures are needed to go on exactly";
                 return Err(Error::input(&path, format!("{what} (data = {})", config.data)));
             }
+            if saved.labels != labels.as_ref().map(Labels::fingerprint) {
+                let what = "its class labels are not those of `labels`: the same labels are needed to go on exactly";
+                return Err(Error::input(&path, format!("{what} (labels = {})", config.labels)));
+            }
             import_model(backend, &mut state.weights, &checkpoint.model)?;
             state.import_optimizer(backend, &checkpoint.optimizer, checkpoint.step)?;
             (normalizer, window, seconds_before, preset) =
@@ -209,6 +225,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
             events = EventWriter::create(run_dir.root())?;
         }
         run_dir.write_config(&config.to_toml())?;
+        if let Some(labels) = &labels {
+            run_dir.write_classes(labels.classes())?;
+        }
         state.plan(config, total_steps(config, split.train.len()));
         let now = Instant::now();
         Ok(Trainer {
@@ -216,6 +235,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             options,
             config,
             dataset,
+            labels,
             split,
             stepper: Stepper::new(backend, config.channels, config.seed)?,
             pending: VecDeque::new(),
@@ -341,9 +361,26 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let images = end - position;
         let size = self.dataset.image_size();
         let shape = Shape::new(images, size, size, self.dataset.channels());
-        let losses = self.stepper.step(self.backend, &mut self.state, &self.normalizer, shape, &self.pixels)?;
+        let labels = self.labels_of(indices, Some(self.state.step));
+        let (state, normalizer) = (&mut self.state, &self.normalizer);
+        let losses = self.stepper.step_of_classes(self.backend, state, normalizer, shape, &self.pixels, &labels)?;
         self.pending.push_back((self.state.step, images, losses));
         Ok(images)
+    }
+
+    /// Classes of pictures, by their indices; empty where there are no labels. Training at a step leaves some out.
+    fn labels_of(&self, indices: &[u32], step: Option<u64>) -> Vec<f32> {
+        let Some(labels) = &self.labels else { return Vec::new() };
+        let none = labels.classes().len() as f32;
+        let left_out = |image: usize, step: u64| {
+            let stream = Stream::new(self.config.seed, Purpose::LabelDrop, step, image as u64);
+            f64::from(stream.uniform4(0)[0]) < self.config.label_dropout
+        };
+        let of = |(image, &index): (usize, &u32)| match step {
+            Some(step) if left_out(image, step) => none,
+            _ => labels.of()[index as usize] as f32,
+        };
+        indices.iter().enumerate().map(of).collect()
     }
 
     /// Takes in the losses of steps that are done, in order, and waits where more than `ahead` are not.
@@ -445,7 +482,16 @@ impl<'a, B: Backend> Trainer<'a, B> {
             let key = |purpose| NoiseKey { seed: self.config.seed, purpose, first_image };
             let (noise, times) = (key(Purpose::ValidNoise), key(Purpose::ValidTimes));
             let (noise, times) = draw(self.backend, images.shape, B::all(&step), noise, times)?;
-            let batch = Batch { images: &images, noise: &noise, times: &times, labels: None, dropout: None };
+            let labels = self.labels_of(indices, None);
+            let labels = if labels.is_empty() {
+                None
+            } else {
+                let mut on_device = self.backend.alloc(labels.len())?;
+                self.backend.upload(&labels, B::all_mut(&mut on_device))?;
+                Some(on_device)
+            };
+            let labels = labels.as_ref();
+            let batch = Batch { images: &images, noise: &noise, times: &times, labels, dropout: None };
             window.add(&self.state.evaluate(self.backend, &batch)?, indices.len());
         }
         let mean = window.mean();
@@ -504,6 +550,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             seconds: self.seconds(),
             normalizer: self.normalizer.clone(),
             window: self.window,
+            labels: self.labels.as_ref().map(Labels::fingerprint),
         };
         let state =
             serde_json::to_value(&state).map_err(|e| Error::Failed(format!("cannot write the run's state: {e}")))?;
@@ -593,6 +640,31 @@ fn total_steps(config: &Config, pictures: usize) -> u64 {
     }
 }
 
+/// Refuses a network that does not know the classes of the labels, and one that knows classes where there are none.
+fn check_classes(config: &Config, labels: Option<&Labels>) -> Result<()> {
+    let known = config.class_embeds();
+    let Some(labels) = labels else {
+        return match known {
+            None => Ok(()),
+            Some(n) => Err(Error::Usage(format!(
+                "unet.num_class_embeds {n} with labels none: a network that knows classes is trained with them; give a CSV file of \
+                 file,label as labels, or leave unet.num_class_embeds out"
+            ))),
+        };
+    };
+    let classes = labels.classes().len();
+    let wanted = classes + usize::from(config.label_dropout > 0.0);
+    if known == Some(wanted) {
+        return Ok(());
+    }
+    let known = known.map_or("missing".to_string(), |n| n.to_string());
+    let null = if wanted > classes { ", and one that stands for no class as label_dropout is above 0" } else { "" };
+    Err(Error::Usage(format!(
+        "unet.num_class_embeds is {known}, but labels {} has {classes} classes{null}; expected unet.num_class_embeds {wanted}",
+        config.labels
+    )))
+}
+
 /// Refuses a checkpoint of another configuration, by key.
 fn check_same(config: &Config, saved: &str, path: &Path, pictures: usize) -> Result<()> {
     let saved = Config::from_toml(saved)?;
@@ -606,7 +678,7 @@ fn check_same(config: &Config, saved: &str, path: &Path, pictures: usize) -> Res
         )));
     }
     let keys: Vec<&str> =
-        crate::config::KEYS.iter().map(|k| k.name).filter(|name| !MAY_CHANGE.contains(name)).collect();
+        crate::config::KEYS.iter().map(|k| k.name).chain(["unet"]).filter(|name| !MAY_CHANGE.contains(name)).collect();
     match config.differences(&saved, &keys).first() {
         None => Ok(()),
         Some((key, ours, theirs)) => Err(Error::input(
