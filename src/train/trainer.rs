@@ -4,12 +4,12 @@
 //! was interrupted anywhere therefore goes on to the same bytes.
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, LrSchedule};
+use crate::config::Config;
 use crate::data::{self, Dataset, FlipKey, Labels, Split};
 use crate::device::ReadBack;
 use crate::diffusion::normalizer::Normalizer;
@@ -21,6 +21,7 @@ use crate::rng::{Purpose, Stream};
 use crate::tensor::Shape;
 use crate::train::batches::{draw, load_pictures, normalized};
 use crate::train::checkpoint::{self, Checkpoint, NamedTensor};
+use crate::train::checks::{check_classes, check_same, check_trainable, find_checkpoint, steps_per_epoch, total_steps};
 use crate::train::interrupt::Interrupt;
 use crate::train::metrics_log::{MetricsLog, Record, Split as LogSplit};
 use crate::train::picture;
@@ -42,8 +43,6 @@ const KEEP: usize = 3;
 pub const NORMALIZER_MEAN: &str = "normalizer.mean";
 /// Standard deviation.
 pub const NORMALIZER_STD: &str = "normalizer.std";
-/// A resumed run may differ from its checkpoint in these keys only.
-const MAY_CHANGE: [&str; 4] = ["epochs", "steps", "data", "workers"];
 
 /// What to train, and where.
 #[derive(Clone, Debug)]
@@ -142,6 +141,7 @@ struct Resumable {
 pub fn run<B: Backend>(backend: &B, options: &TrainOptions, interrupt: &Interrupt) -> Result<TrainSummary> {
     let progress = Progress::new(if options.quiet { Kind::Quiet } else { Kind::Auto });
     options.config.validate()?;
+    check_trainable(&options.config)?;
     let dataset = load_pictures(&options.config, options.data_dir.as_deref(), &progress)?;
     let labels = options.config.labels_path().map(|path| Labels::load(path, &dataset)).transpose()?;
     check_classes(&options.config, labels.as_ref())?;
@@ -279,11 +279,14 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let objective = format!("{} {}, {} schedule", c.get("predict"), c.get("loss"), c.get("schedule"));
         let objective = objective.replace('"', "");
         self.progress.line(&format!("data    {} ({train} to train, {valid} held back)", self.dataset.description()));
+        let parameters = grouped(self.state.net.layout().parameter_count() as u64);
+        let (family, widths, depth) = match &c.unet {
+            None => ("seed", &c.widths, c.block_depth),
+            Some(unet) => ("unet2d", &unet.block_out_channels, unet.layers_per_block),
+        };
+        let classes = self.labels.as_ref().map_or(String::new(), |l| format!(", {} classes", l.classes().len()));
         self.progress.line(&format!(
-            "model   seed family, {} parameters, widths {:?}, depth {}; {objective}",
-            grouped(self.state.net.layout().parameter_count() as u64),
-            c.widths,
-            c.block_depth
+            "model   {family} family, {parameters} parameters, widths {widths:?}, depth {depth}{classes}; {objective}"
         ));
         self.progress.line(&format!(
             "plan    {} steps of {} images, {} steps an epoch; run {}",
@@ -609,82 +612,6 @@ impl<'a, B: Backend> Trainer<'a, B> {
             .map_err(|e| Error::Failed(format!("cannot write the run's summary: {e}")))?;
         self.run_dir.write_summary(&json)?;
         Ok(summary)
-    }
-}
-
-/// The checkpoint that `path` (a run or one of its checkpoints) stands for.
-fn find_checkpoint(path: &Path, progress: &Progress) -> Result<(PathBuf, Checkpoint)> {
-    let root = RunDir::root_of(path)?;
-    let is_one = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("step-"));
-    if is_one {
-        return Ok((path.to_path_buf(), checkpoint::load(path)?));
-    }
-    let Some(latest) = checkpoint::latest(&root)? else {
-        return Err(Error::input(path, "the run has no checkpoint yet; start it again without --resume"));
-    };
-    latest.skipped.iter().for_each(|damaged| progress.line(&damaged.passed_over()));
-    let checkpoint = checkpoint::load(&latest.path)?;
-    Ok((latest.path, checkpoint))
-}
-
-/// Steps of an epoch over `pictures` to train on.
-fn steps_per_epoch(config: &Config, pictures: usize) -> u64 {
-    ((pictures * config.repeat).div_ceil(config.batch_size) as u64).max(1)
-}
-
-/// Steps of the whole run.
-fn total_steps(config: &Config, pictures: usize) -> u64 {
-    match config.steps {
-        0 => config.epochs as u64 * steps_per_epoch(config, pictures),
-        steps => steps as u64,
-    }
-}
-
-/// Refuses a network that does not know the classes of the labels, and one that knows classes where there are none.
-fn check_classes(config: &Config, labels: Option<&Labels>) -> Result<()> {
-    let known = config.class_embeds();
-    let Some(labels) = labels else {
-        return match known {
-            None => Ok(()),
-            Some(n) => Err(Error::Usage(format!(
-                "unet.num_class_embeds {n} with labels none: a network that knows classes is trained with them; give a CSV file of \
-                 file,label as labels, or leave unet.num_class_embeds out"
-            ))),
-        };
-    };
-    let classes = labels.classes().len();
-    let wanted = classes + usize::from(config.label_dropout > 0.0);
-    if known == Some(wanted) {
-        return Ok(());
-    }
-    let known = known.map_or("missing".to_string(), |n| n.to_string());
-    let null = if wanted > classes { ", and one that stands for no class as label_dropout is above 0" } else { "" };
-    Err(Error::Usage(format!(
-        "unet.num_class_embeds is {known}, but labels {} has {classes} classes{null}; expected unet.num_class_embeds {wanted}",
-        config.labels
-    )))
-}
-
-/// Refuses a checkpoint of another configuration, by key.
-fn check_same(config: &Config, saved: &str, path: &Path, pictures: usize) -> Result<()> {
-    let saved = Config::from_toml(saved)?;
-    let (then, now) = (total_steps(&saved, pictures), total_steps(config, pictures));
-    // The steps that the run has taken would have been others, so it could not end as one that ran through.
-    if config.lr_schedule != LrSchedule::Constant && then != now {
-        let schedule = config.get("lr_schedule").replace('"', "");
-        return Err(Error::Usage(format!(
-            "--epochs or --steps: {now} steps are asked for, but lr_schedule {schedule} ends at step {then} of this run, and its steps \
-             so far were taken for that; go on without them, or start a new run (lr_schedule constant can be extended)"
-        )));
-    }
-    let keys: Vec<&str> =
-        crate::config::KEYS.iter().map(|k| k.name).chain(["unet"]).filter(|name| !MAY_CHANGE.contains(name)).collect();
-    match config.differences(&saved, &keys).first() {
-        None => Ok(()),
-        Some((key, ours, theirs)) => Err(Error::input(
-            path,
-            format!("is a checkpoint of another configuration: {key} is {theirs} there and {ours} here"),
-        )),
     }
 }
 
