@@ -11,9 +11,10 @@ use crate::model::params::{Weights, load_flat, visit_flat};
 use crate::model::seed_unet::{SeedDims, SeedUnet};
 use crate::ops::Backend;
 use crate::ops::adam::{AdamParams, AdamScalars, AdamState};
-use crate::ops::loss::{LossInput, LossValues};
+use crate::ops::loss::{LossDims, LossInput, LossValues};
 use crate::ops::noise::step_word;
 use crate::tensor::Tensor;
+use crate::train::lr::LrPlan;
 use crate::train::tensor_file::NamedTensor;
 
 /// A network in training.
@@ -34,13 +35,19 @@ pub struct TrainState<B: Backend> {
     ema_running: Option<B::Buffer>,
     /// What changes from step to step, on the device: [`AdamScalars`], then the step's number.
     numbers: B::Buffer,
+    /// Loss, noise loss, image loss; the norm of the gradients and the factor that Adam takes them by.
     losses: B::Buffer,
+    /// Largest norm of the gradients, where they are clipped.
+    grad_clip: Option<f32>,
+    /// Images of the parts that a batch is computed in.
+    pub part: usize,
     /// Optimiser steps taken.
     pub step: u64,
-    lr: f64,
+    lr: LrPlan,
     weight_decay: f64,
     decoupled: bool,
     ema_decay: f64,
+    ema_warmup: bool,
 }
 
 /// The operands of a step. Shapes [N, H, W, C]; times `[N]`.
@@ -51,6 +58,22 @@ pub struct Batch<'a, B: Backend> {
     pub noise: &'a Tensor<B>,
     /// Diffusion times in [0, 1].
     pub times: &'a B::Buffer,
+}
+
+/// Which part of a batch a [`Batch`] is, where one is computed in parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Images of the whole batch.
+    pub of: usize,
+    /// The first part: gradients and losses start from it.
+    pub first: bool,
+}
+
+impl Part {
+    /// All of a batch of `n` images.
+    pub fn whole(n: usize) -> Self {
+        Part { of: n, first: true }
+    }
 }
 
 /// The forward half of a step: the network's output, the noisy input and the loss.
@@ -87,12 +110,15 @@ impl<B: Backend> TrainState<B> {
                 None
             },
             numbers: backend.alloc(AdamScalars::LEN + 1)?,
-            losses: backend.alloc(3)?,
+            losses: backend.alloc(5)?,
+            grad_clip: (config.grad_clip > 0.0).then_some(config.grad_clip as f32),
+            part: config.batch_size / config.accumulate,
             step: 0,
-            lr: config.lr,
+            lr: LrPlan::new(config, config.steps as u64),
             weight_decay: config.weight_decay,
             decoupled: config.optimizer == OptimizerKind::AdamW,
             ema_decay: config.ema_decay,
+            ema_warmup: config.ema_warmup,
             net,
             weights,
         };
@@ -121,11 +147,12 @@ impl<B: Backend> TrainState<B> {
         Ok(Forward { noisy, pred, ctx, rates: condition.rates })
     }
 
-    /// Asks for the loss of a forward pass, into `self.losses`.
+    /// Asks for the loss of a forward pass, into `self.losses`; of a part of a batch where `part` says so.
     fn loss(
         &mut self,
         backend: &B,
         batch: &Batch<'_, B>,
+        part: Part,
         forward: &Forward<B>,
         dpred: Option<&mut Tensor<B>>,
     ) -> Result<()> {
@@ -135,30 +162,45 @@ impl<B: Backend> TrainState<B> {
             images: batch.images.view(),
             noise: batch.noise.view(),
             rates: B::all(&forward.rates),
+            weights: None,
         };
         let dims = self.diffusion.loss_dims(batch.images.shape);
-        backend.loss(&dims, input, dpred.map(Tensor::view_mut), B::all_mut(&mut self.losses))
+        let dims = LossDims { of: part.of as u32, add: u32::from(!part.first), ..dims };
+        #[allow(clippy::single_range_in_vec_init)] // one view, not a list of numbers
+        let [losses] = B::slices_mut(&mut self.losses, [0..3]);
+        backend.loss(&dims, input, dpred.map(Tensor::view_mut), losses)
     }
 
-    /// Where the last step or evaluation left loss, noise loss and image loss, `[3]`.
+    /// Where the last step or evaluation left loss, noise loss and image loss, `[3]`; where gradients are clipped, with the norm of the
+    /// last step's behind them, `[4]`.
     pub fn losses(&self) -> B::Slice<'_> {
-        B::all(&self.losses)
+        B::slice(&self.losses, 0..if self.grad_clip.is_some() { 4 } else { 3 })
     }
 
     fn read_losses(&self, backend: &B) -> Result<LossValues> {
-        Ok(LossValues::from_slots(&backend.read_back(self.losses())?.wait()?))
+        Ok(LossValues::from_slots(&backend.read_back(B::slice(&self.losses, 0..3))?.wait()?))
     }
 
     /// Asks for the gradients of one batch: forward, loss and backward, nothing read back.
     fn differentiate(&mut self, backend: &B, batch: &Batch<'_, B>) -> Result<()> {
+        self.differentiate_part(backend, batch, Part::whole(batch.images.shape.n))
+    }
+
+    /// The same for a part of a batch: gradients and losses are the batch's after its last part.
+    ///
+    /// # Errors
+    /// Out of memory, or the device failed.
+    pub fn differentiate_part(&mut self, backend: &B, batch: &Batch<'_, B>, part: Part) -> Result<()> {
         let mut forward = self.forward(backend, Mode::Train, batch)?;
         let mut dpred = Tensor::new(backend, batch.images.shape)?;
-        self.loss(backend, batch, &forward, Some(&mut dpred))?;
+        self.loss(backend, batch, part, &forward, Some(&mut dpred))?;
         let ctx = forward.ctx.take();
         let Forward { noisy, pred, rates, .. } = forward;
         drop((pred, rates));
         let ctx = ctx.ok_or_else(|| Error::Failed("the network kept no context in training".into()))?;
-        backend.fill(B::all_mut(&mut self.grads), 0.0)?;
+        if part.first {
+            backend.fill(B::all_mut(&mut self.grads), 0.0)?;
+        }
         self.net.backward(backend, &self.weights, &mut self.grads, ctx, &noisy, dpred)
     }
 
@@ -171,6 +213,16 @@ impl<B: Backend> TrainState<B> {
         self.read_losses(backend)
     }
 
+    /// Sets the number of steps of the whole run, which a falling learning rate ends with. Until then it is the configuration's `steps`.
+    pub fn plan(&mut self, config: &Config, total: u64) {
+        self.lr = LrPlan::new(config, total);
+    }
+
+    /// The learning rate of the last step; before the first, that of the first.
+    pub fn lr(&self) -> f64 {
+        self.lr.at(self.step.saturating_sub(1))
+    }
+
     /// Counts a step, and brings to the device what changes with it.
     ///
     /// # Errors
@@ -179,9 +231,12 @@ impl<B: Backend> TrainState<B> {
         let began = self.step;
         self.step += 1;
         let step = u32::try_from(self.step).unwrap_or(u32::MAX);
-        let mut params = AdamParams::new(self.lr, self.weight_decay, self.decoupled, step);
-        // Warm-up: an average over t steps cannot remember more than t of them.
-        params.ema_decay = self.ema_decay.min((1.0 + f64::from(step)) / (10.0 + f64::from(step)));
+        let mut params = AdamParams::new(self.lr.at(began), self.weight_decay, self.decoupled, step);
+        params.ema_decay = self.ema_decay;
+        if self.ema_warmup {
+            // An average over t steps cannot remember more than t of them.
+            params.ema_decay = self.ema_decay.min((1.0 + f64::from(step)) / (10.0 + f64::from(step)));
+        }
         let mut numbers = bytemuck::cast::<AdamScalars, [f32; AdamScalars::LEN]>(params.scalars()?).to_vec();
         numbers.push(step_word(began));
         backend.upload(&numbers, B::all_mut(&mut self.numbers))
@@ -199,6 +254,14 @@ impl<B: Backend> TrainState<B> {
     /// Out of memory, or the device failed.
     pub fn run_step(&mut self, backend: &B, batch: &Batch<'_, B>) -> Result<()> {
         self.differentiate(backend, batch)?;
+        self.finish_step(backend)
+    }
+
+    /// The optimiser's half of [`TrainState::run_step`], after [`TrainState::differentiate_part`] for every part of the batch.
+    ///
+    /// # Errors
+    /// Out of memory, or the device failed.
+    pub fn finish_step(&mut self, backend: &B) -> Result<()> {
         self.apply(backend, true)
     }
 
@@ -212,6 +275,11 @@ impl<B: Backend> TrainState<B> {
     }
 
     fn apply(&mut self, backend: &B, guarded: bool) -> Result<()> {
+        if let Some(limit) = self.grad_clip {
+            #[allow(clippy::single_range_in_vec_init)] // one view, not a list of numbers
+            let [out] = B::slices_mut(&mut self.losses, [3..5]);
+            backend.grad_norm(limit, B::all(&self.grads), out)?;
+        }
         let scalars = B::slice(&self.numbers, 0..AdamScalars::LEN);
         let guard = guarded.then(|| B::slice(&self.losses, 0..1));
         let state = AdamState {
@@ -220,6 +288,7 @@ impl<B: Backend> TrainState<B> {
             m: B::all_mut(&mut self.m),
             v: B::all_mut(&mut self.v),
             ema: self.ema.as_mut().map(B::all_mut),
+            clip: self.grad_clip.map(|_| B::slice(&self.losses, 4..5)),
         };
         backend.adam_step(scalars, guard, state)?;
         self.weights.touch();
@@ -235,7 +304,7 @@ impl<B: Backend> TrainState<B> {
     /// Out of memory, or the device failed.
     pub fn evaluate(&mut self, backend: &B, batch: &Batch<'_, B>) -> Result<LossValues> {
         let forward = self.forward(backend, Mode::Eval, batch)?;
-        self.loss(backend, batch, &forward, None)?;
+        self.loss(backend, batch, Part::whole(batch.images.shape.n), &forward, None)?;
         self.read_losses(backend)
     }
 
