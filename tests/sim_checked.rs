@@ -89,7 +89,7 @@ fn everything(gpu: &Gpu<Sim>, config: &Config) {
     let (images, noise) = (normal(), normal());
     let mut times = gpu.alloc(shape.n).unwrap();
     gpu.fill_uniform(key, step, Gpu::<Sim>::all_mut(&mut times)).unwrap();
-    let batch = Batch { images: &images, noise: &noise, times: &times };
+    let batch = Batch { images: &images, noise: &noise, times: &times, labels: None, dropout: None };
     assert!(state.evaluate(gpu, &batch).unwrap().loss.is_finite());
     state.predict(gpu, Mode::Eval, &batch).unwrap();
 

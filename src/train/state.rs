@@ -6,13 +6,12 @@ use crate::config::{Config, OptimizerKind};
 use crate::device::ReadBack;
 use crate::diffusion::Diffusion;
 use crate::error::{Error, Result};
-use crate::model::Mode;
 use crate::model::params::{Weights, load_flat, visit_flat};
-use crate::model::seed_unet::{SeedDims, SeedUnet};
+use crate::model::{Condition, Mode, Net, NetCtx, NetNoise};
 use crate::ops::Backend;
 use crate::ops::adam::{AdamParams, AdamScalars, AdamState};
 use crate::ops::loss::{LossDims, LossInput, LossValues};
-use crate::ops::noise::step_word;
+use crate::ops::noise::{NoiseKey, step_word};
 use crate::tensor::Tensor;
 use crate::train::lr::LrPlan;
 use crate::train::tensor_file::NamedTensor;
@@ -20,11 +19,13 @@ use crate::train::tensor_file::NamedTensor;
 /// A network in training.
 pub struct TrainState<B: Backend> {
     /// The network.
-    pub net: SeedUnet,
+    pub net: Net,
     /// Its weights.
     pub weights: Weights<B>,
     /// Schedule and objective.
     pub diffusion: Diffusion,
+    /// The points of the schedule, on the device, where it has points.
+    table: Option<B::Buffer>,
     /// Gradients of the last step, one flat buffer.
     pub grads: B::Buffer,
     m: B::Buffer,
@@ -58,6 +59,10 @@ pub struct Batch<'a, B: Backend> {
     pub noise: &'a Tensor<B>,
     /// Diffusion times in [0, 1].
     pub times: &'a B::Buffer,
+    /// Classes, where the network knows classes.
+    pub labels: Option<&'a B::Buffer>,
+    /// For dropout, where the network drops activations out: seed and first image.
+    pub dropout: Option<NoiseKey>,
 }
 
 /// Which part of a batch a [`Batch`] is, where one is computed in parts.
@@ -80,8 +85,8 @@ impl Part {
 struct Forward<B: Backend> {
     noisy: Tensor<B>,
     pred: Tensor<B>,
-    ctx: Option<crate::model::seed_unet::SeedCtx<B>>,
-    rates: B::Buffer,
+    ctx: Option<NetCtx<B>>,
+    condition: Condition<B>,
 }
 
 impl<B: Backend> TrainState<B> {
@@ -90,16 +95,18 @@ impl<B: Backend> TrainState<B> {
     /// # Errors
     /// Out of memory.
     pub fn new(backend: &B, config: &Config) -> Result<Self> {
-        let net = SeedUnet::new(SeedDims::from(config));
-        let weights = Weights::init(backend, &net.layout, config.seed)?;
-        let len = net.layout.flat_len();
+        let net = Net::new(config)?;
+        let weights = Weights::init(backend, net.layout(), config.seed)?;
+        let len = net.layout().flat_len();
+        let diffusion = Diffusion::new(config)?;
         let zeros = || -> Result<B::Buffer> {
             let mut buffer = backend.alloc(len)?;
             backend.fill(B::all_mut(&mut buffer), 0.0)?;
             Ok(buffer)
         };
         let mut state = TrainState {
-            diffusion: Diffusion::new(config),
+            table: diffusion.table(backend)?,
+            diffusion,
             grads: zeros()?,
             m: zeros()?,
             v: zeros()?,
@@ -139,12 +146,19 @@ impl<B: Backend> TrainState<B> {
     }
 
     fn forward(&mut self, backend: &B, mode: Mode, batch: &Batch<'_, B>) -> Result<Forward<B>> {
-        let condition = self.diffusion.condition(backend, batch.times)?;
+        let mut condition = self.diffusion.condition(backend, self.table.as_ref(), batch.times)?;
+        if let Some(labels) = batch.labels {
+            let mut copy = backend.alloc(B::buffer_len(labels))?;
+            backend.copy(B::all(labels), B::all_mut(&mut copy))?;
+            condition.labels = Some(copy);
+        }
         let mut noisy = Tensor::new(backend, batch.images.shape)?;
         let rates = B::all(&condition.rates);
         backend.q_sample(batch.images.view(), batch.noise.view(), rates, noisy.view_mut())?;
-        let (pred, ctx) = self.net.forward(backend, &mut self.weights, mode, &noisy, condition.embedding)?;
-        Ok(Forward { noisy, pred, ctx, rates: condition.rates })
+        let step = B::slice(&self.numbers, AdamScalars::LEN..AdamScalars::LEN + 1);
+        let noise = batch.dropout.map(|key| NetNoise { key, step });
+        let (pred, ctx) = self.net.forward(backend, &mut self.weights, mode, &noisy, &mut condition, noise)?;
+        Ok(Forward { noisy, pred, ctx, condition })
     }
 
     /// Asks for the loss of a forward pass, into `self.losses`; of a part of a batch where `part` says so.
@@ -161,8 +175,8 @@ impl<B: Backend> TrainState<B> {
             noisy: forward.noisy.view(),
             images: batch.images.view(),
             noise: batch.noise.view(),
-            rates: B::all(&forward.rates),
-            weights: None,
+            rates: B::all(&forward.condition.rates),
+            weights: forward.condition.weights.as_ref().map(B::all),
         };
         let dims = self.diffusion.loss_dims(batch.images.shape);
         let dims = LossDims { of: part.of as u32, add: u32::from(!part.first), ..dims };
@@ -195,13 +209,15 @@ impl<B: Backend> TrainState<B> {
         let mut dpred = Tensor::new(backend, batch.images.shape)?;
         self.loss(backend, batch, part, &forward, Some(&mut dpred))?;
         let ctx = forward.ctx.take();
-        let Forward { noisy, pred, rates, .. } = forward;
-        drop((pred, rates));
+        let Forward { noisy, pred, condition, .. } = forward;
+        drop(pred);
         let ctx = ctx.ok_or_else(|| Error::Failed("the network kept no context in training".into()))?;
         if part.first {
             backend.fill(B::all_mut(&mut self.grads), 0.0)?;
         }
-        self.net.backward(backend, &self.weights, &mut self.grads, ctx, &noisy, dpred)
+        let step = B::slice(&self.numbers, AdamScalars::LEN..AdamScalars::LEN + 1);
+        let noise = batch.dropout.map(|key| NetNoise { key, step });
+        self.net.backward(backend, &self.weights, &mut self.grads, ctx, &noisy, &condition, noise, dpred)
     }
 
     /// Gradients of one batch into `grads`, without a step of the optimiser. Batch norm's running statistics move.
@@ -313,7 +329,8 @@ impl<B: Backend> TrainState<B> {
     /// # Errors
     /// Out of memory, or the device failed.
     pub fn predict(&mut self, backend: &B, mode: Mode, batch: &Batch<'_, B>) -> Result<Predictions<B>> {
-        let Forward { noisy, pred, rates, .. } = self.forward(backend, mode, batch)?;
+        let Forward { noisy, pred, condition, .. } = self.forward(backend, mode, batch)?;
+        let rates = condition.rates;
         let shape = noisy.shape;
         let (mut noise, mut image) = (Tensor::new(backend, shape)?, Tensor::new(backend, shape)?);
         let dims = self.diffusion.loss_dims(shape);
@@ -341,13 +358,13 @@ impl<B: Backend> TrainState<B> {
     pub fn export_optimizer(&self, backend: &B) -> Result<Vec<NamedTensor>> {
         let mut tensors = Vec::new();
         for (prefix, buffer) in self.optimizer_buffers() {
-            visit_flat(backend, &self.net.layout, [Some(buffer), None], |spec, values| {
+            visit_flat(backend, self.net.layout(), [Some(buffer), None], |spec, values| {
                 let (name, shape) = (format!("{prefix}.{}", spec.name), spec.shape.file_shape());
                 tensors.push(NamedTensor { name, shape, data: values.to_vec() });
                 Ok(())
             })?;
         }
-        visit_flat(backend, &self.net.layout, [None, self.ema_running.as_ref()], |spec, values| {
+        visit_flat(backend, self.net.layout(), [None, self.ema_running.as_ref()], |spec, values| {
             let (name, shape) = (format!("ema.{}", spec.name), spec.shape.file_shape());
             tensors.push(NamedTensor { name, shape, data: values.to_vec() });
             Ok(())
@@ -382,7 +399,7 @@ impl<B: Backend> TrainState<B> {
     /// A tensor is missing or has another shape.
     pub fn import_optimizer(&mut self, backend: &B, tensors: &[NamedTensor], step: u64) -> Result<()> {
         self.step = step;
-        let layout = Rc::clone(&self.net.layout);
+        let layout = Rc::clone(self.net.layout());
         let buffers = [("exp_avg", Some(&mut self.m)), ("exp_avg_sq", Some(&mut self.v)), ("ema", self.ema.as_mut())];
         for (prefix, buffer) in buffers {
             let Some(buffer) = buffer else { continue };

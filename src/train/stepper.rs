@@ -99,7 +99,7 @@ fn on_the_device<B: Backend>(
         // Times and noise of an image depend on its place in the whole batch.
         let key = |purpose| NoiseKey { seed, purpose, first_image: first as u64 };
         let (noise, times) = draw(backend, shape, state.step_slot(), key(Purpose::Noise), key(Purpose::Times))?;
-        let batch = Batch { images: images_of_part, noise: &noise, times: &times };
+        let batch = Batch { images: images_of_part, noise: &noise, times: &times, labels: None, dropout: None };
         state.differentiate_part(backend, &batch, Part { of: images.shape.n, first: first == 0 })?;
     }
     state.finish_step(backend)

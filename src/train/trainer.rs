@@ -261,7 +261,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         self.progress.line(&format!("data    {} ({train} to train, {valid} held back)", self.dataset.description()));
         self.progress.line(&format!(
             "model   seed family, {} parameters, widths {:?}, depth {}; {objective}",
-            grouped(self.state.net.layout.parameter_count() as u64),
+            grouped(self.state.net.layout().parameter_count() as u64),
             c.widths,
             c.block_depth
         ));
@@ -445,7 +445,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             let key = |purpose| NoiseKey { seed: self.config.seed, purpose, first_image };
             let (noise, times) = (key(Purpose::ValidNoise), key(Purpose::ValidTimes));
             let (noise, times) = draw(self.backend, images.shape, B::all(&step), noise, times)?;
-            let batch = Batch { images: &images, noise: &noise, times: &times };
+            let batch = Batch { images: &images, noise: &noise, times: &times, labels: None, dropout: None };
             window.add(&self.state.evaluate(self.backend, &batch)?, indices.len());
         }
         let mean = window.mean();
@@ -549,7 +549,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             run_dir: self.run_dir.root().to_path_buf(),
             preset: self.preset.clone(),
             device: self.options.device.clone(),
-            parameters: self.state.net.layout.parameter_count(),
+            parameters: self.state.net.layout().parameter_count(),
             steps: self.state.step,
             epochs: self.state.step.div_ceil(self.steps_per_epoch()),
             seconds: self.seconds(),
