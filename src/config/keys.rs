@@ -77,6 +77,9 @@ const fn real(least: f64, most: f64) -> Kind {
     Kind::Real { least, most }
 }
 
+/// The schedules; the family seed has the first two.
+const SCHEDULES: &[&str] = &["linear", "cosine", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "edm"];
+
 /// All keys, in the order of the fields of [`super::Config`].
 pub const KEYS: &[Key] = &[
     key("family", "model family", choice(&["seed", "unet2d"])),
@@ -85,11 +88,17 @@ pub const KEYS: &[Key] = &[
     key("widths", "channels of each level, full resolution first", Kind::List { longest: 10, most: 8192 }),
     key("block_depth", "residual blocks in each level", integer(1, 32)),
     key("embedding_dim", "channels of the noise embedding: even", Kind::Even { least: 2, most: 4096 }),
-    key("schedule", "noise schedule", choice(&["linear", "cosine"])),
+    key("schedule", "noise schedule", choice(SCHEDULES)),
+    key("beta_start", "unet2d: first beta of a schedule", real(1e-9, 0.999)),
+    key("beta_end", "unet2d: last beta of a schedule", real(1e-9, 0.999)),
+    key("train_timesteps", "unet2d: steps of the schedule", integer(2, 100_000)),
+    key("zero_snr", "unet2d: no signal at the last step", Kind::Flag),
     key("min_signal_rate", "signal rate at time 1, all noise", real(1e-4, 0.9999)),
     key("max_signal_rate", "signal rate at time 0, nearly clean", real(1e-4, 0.9999)),
     key("predict", "what is predicted", choice(&["noise", "image", "velocity"])),
     key("loss", "training loss", choice(&["mae", "mse", "huber"])),
+    key("min_snr_gamma", "unet2d: bound of the loss's weight; 0: off", real(0.0, 1e6)),
+    key("offset_noise", "share of noise that is one per channel", real(0.0, 1.0)),
     key("optimizer", "optimiser", choice(&["adamw", "adam"])),
     key("lr", "learning rate", real(1e-12, 10.0)),
     key("lr_schedule", "learning rate over the run", choice(&["constant", "cosine", "linear"])),
@@ -143,6 +152,15 @@ const SYNONYMS: &[(&str, &[&str])] = &[
         "schedule",
         &["schedule_type", "diffusion_schedule", "beta_schedule", "noise_schedule", "noise_scheduler", "scheduler"],
     ),
+    ("beta_start", &["beta_min", "beta_1"]),
+    ("beta_end", &["beta_max", "beta_t"]),
+    (
+        "train_timesteps",
+        &["num_train_timesteps", "timesteps", "n_timesteps", "num_diffusion_timesteps", "ddpm_num_steps"],
+    ),
+    ("zero_snr", &["rescale_betas_zero_snr", "zero_terminal_snr", "ztsnr"]),
+    ("min_snr_gamma", &["snr_gamma", "min_snr", "min_snr_loss_weight", "snr"]),
+    ("offset_noise", &["noise_offset", "offset_noise_strength"]),
     ("min_signal_rate", &["min_rate", "signal_rate_min", "min_signal"]),
     ("max_signal_rate", &["max_rate", "signal_rate_max", "max_signal"]),
     ("predict", &["loss_on", "prediction", "prediction_type", "objective", "target", "parameterization"]),

@@ -30,14 +30,32 @@ pub enum Family {
     Unet2d,
 }
 
-/// Diffusion schedule: how signal and noise rates follow the time in [0, 1].
+/// Diffusion schedule: how signal and noise rates follow the time. The family seed has the first two, at continuous times in [0, 1];
+/// the family unet2d has all, at [`Config::train_timesteps`] points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum ScheduleKind {
-    /// Betas linspace(1e-4, 0.02, 1000), alpha-bar clipped to the rates.
+    /// Seed: betas linspace(1e-4, 0.02, 1000), alpha-bar clipped to the rates. unet2d: betas linspace(beta_start, beta_end), as the
+    /// public library's `linear`.
     Linear,
-    /// Angles between acos(max) and acos(min).
+    /// Angles between acos(max) and acos(min) of the signal rates.
     Cosine,
+    /// Betas whose roots are evenly spaced.
+    ScaledLinear,
+    /// Betas of a squared cosine, capped (Nichol and Dhariwal 2021).
+    #[serde(rename = "squaredcos_cap_v2")]
+    SquaredcosCapV2,
+    /// Betas along a sigmoid.
+    Sigmoid,
+    /// The noise levels of EDM's training distribution (Karras et al. 2022).
+    Edm,
+}
+
+impl ScheduleKind {
+    /// It is made of betas from `beta_start` to `beta_end` (which the squared cosine does not look at).
+    pub fn is_betas(self) -> bool {
+        !matches!(self, ScheduleKind::Cosine | ScheduleKind::Edm)
+    }
 }
 
 /// What the network predicts.
@@ -118,6 +136,14 @@ pub struct Config {
     pub embedding_dim: usize,
     /// Diffusion schedule.
     pub schedule: ScheduleKind,
+    /// The first beta of the schedules of the family unet2d.
+    pub beta_start: f64,
+    /// The last.
+    pub beta_end: f64,
+    /// Points of the schedule of the family unet2d.
+    pub train_timesteps: usize,
+    /// Stretches the schedule of the family unet2d so that nothing of the picture is left at its last point (Lin et al. 2024).
+    pub zero_snr: bool,
     /// Signal rate at time 1.
     pub min_signal_rate: f64,
     /// Signal rate at time 0.
@@ -126,6 +152,10 @@ pub struct Config {
     pub predict: Predict,
     /// Training loss.
     pub loss: LossKind,
+    /// Bound of the ratio of signal to noise in the weight of an image's loss (Hang et al. 2023); 0: all images weigh the same.
+    pub min_snr_gamma: f64,
+    /// Strength of the noise that is the same over a channel of a picture, added to that of its pixels in training; 0: none.
+    pub offset_noise: f64,
     /// Optimiser.
     pub optimizer: OptimizerKind,
     /// Learning rate.
@@ -200,6 +230,12 @@ pub struct Config {
 /// Keys that came after the first version: where a complete file (a run's `config.toml`) lacks one, it means the preset `seed`'s value,
 /// which is what the version that wrote the file did.
 pub const LATER_KEYS: &[&str] = &[
+    "beta_start",
+    "beta_end",
+    "train_timesteps",
+    "zero_snr",
+    "min_snr_gamma",
+    "offset_noise",
     "lr_schedule",
     "lr_warmup",
     "lr_min",
@@ -238,10 +274,16 @@ impl Config {
             block_depth: 2,
             embedding_dim: 32,
             schedule: ScheduleKind::Cosine,
+            beta_start: 1e-4,
+            beta_end: 0.02,
+            train_timesteps: 1000,
+            zero_snr: false,
             min_signal_rate: 0.02,
             max_signal_rate: 0.95,
             predict: Predict::Noise,
             loss: LossKind::Mae,
+            min_snr_gamma: 0.0,
+            offset_noise: 0.0,
             optimizer: OptimizerKind::AdamW,
             lr: 1e-3,
             lr_schedule: LrSchedule::Constant,
@@ -336,13 +378,9 @@ impl Config {
 
 /// What to say about a preset that does not exist.
 fn unknown_preset(name: &str) -> String {
-    let mut text = if name.starts_with("unet2d") {
-        format!("preset `{name}`: the family unet2d is not in this version")
-    } else {
-        let nearest = keys::nearest(name, PRESETS.iter().map(|(preset, _)| *preset));
-        let hint = nearest.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
-        format!("unknown preset `{}`{hint}", keys::shown(name))
-    };
+    let nearest = keys::nearest(name, PRESETS.iter().map(|(preset, _)| *preset));
+    let hint = nearest.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+    let mut text = format!("unknown preset `{}`{hint}", keys::shown(name));
     text.push_str("\npresets:");
     for (preset, about) in PRESETS {
         text.push_str(&format!("\n  {preset:<6} {about}"));
