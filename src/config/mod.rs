@@ -7,12 +7,14 @@
 
 mod keys;
 mod resolve;
+mod sampling;
 mod text;
 mod training;
 pub mod unet;
 
 pub use keys::{KEYS, Key, Kind};
 pub use resolve::{Layers, RESUME_OPTIONS};
+pub use sampling::{Normalize, SamplerKind, SpacingKind, VarianceKind};
 pub use unet::UnetConfig;
 
 use crate::error::{Error, Result};
@@ -192,6 +194,8 @@ pub struct Config {
     pub flip: bool,
     /// Share of the pictures kept for validation.
     pub valid_fraction: f64,
+    /// How pixels are brought to the network's range.
+    pub normalize: Normalize,
     /// Batches over which the normaliser gathers mean and deviation before it freezes.
     pub normalize_batches: usize,
     /// Decay of the exponential moving average of the weights; 0 switches it off.
@@ -204,6 +208,22 @@ pub struct Config {
     pub sample_count: usize,
     /// Grid points of the sampler, network calls plus one.
     pub sample_steps: usize,
+    /// Sampler of the family unet2d.
+    pub sampler: SamplerKind,
+    /// Where it calls the network.
+    pub sample_spacing: SpacingKind,
+    /// Added to the points of leading spacing.
+    pub sample_offset: usize,
+    /// Predicted pictures are clamped to this distance from 0; 0 leaves them as they are.
+    pub sample_clip: f64,
+    /// They are clamped to, and divided by, this quantile of their own; 0 does neither.
+    pub sample_quantile: f64,
+    /// The most that the quantile may be.
+    pub sample_quantile_max: f64,
+    /// Noise of the sampler `ddpm`.
+    pub sample_variance: VarianceKind,
+    /// The last step ends at a clean picture, not at the schedule's first point.
+    pub sample_to_clean: bool,
     /// Worker threads; 0 is one per core. Does not change results.
     pub workers: usize,
     /// Options of the network of the family `unet2d`; absent for others.
@@ -231,6 +251,15 @@ pub const LATER_KEYS: &[&str] = &[
     "labels",
     "label_dropout",
     "ema_warmup",
+    "normalize",
+    "sampler",
+    "sample_spacing",
+    "sample_offset",
+    "sample_clip",
+    "sample_quantile",
+    "sample_quantile_max",
+    "sample_variance",
+    "sample_to_clean",
 ];
 
 /// The presets, and what each is for.
@@ -283,12 +312,21 @@ impl Config {
             repeat: 5,
             flip: false,
             valid_fraction: 0.2,
+            normalize: Normalize::Measured,
             normalize_batches: 55,
             ema_decay: 0.0,
             ema_warmup: true,
             eval_every: 0,
             sample_count: 36,
             sample_steps: 20,
+            sampler: SamplerKind::Ddim,
+            sample_spacing: SpacingKind::Leading,
+            sample_offset: 0,
+            sample_clip: 0.0,
+            sample_quantile: 0.0,
+            sample_quantile_max: 1.0,
+            sample_variance: VarianceKind::Small,
+            sample_to_clean: true,
             workers: 0,
             unet: None,
         }
