@@ -6,6 +6,7 @@
 //! presets, and a row there.
 
 mod keys;
+mod presets;
 mod resolve;
 mod sampling;
 mod text;
@@ -13,11 +14,11 @@ mod training;
 pub mod unet;
 
 pub use keys::{KEYS, Key, Kind};
+pub use presets::PRESETS;
 pub use resolve::{Layers, RESUME_OPTIONS};
 pub use sampling::{Normalize, SamplerKind, SpacingKind, VarianceKind};
 pub use unet::UnetConfig;
 
-use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// Model family.
@@ -262,110 +263,11 @@ pub const LATER_KEYS: &[&str] = &[
     "sample_to_clean",
 ];
 
-/// The presets, and what each is for.
-pub const PRESETS: &[(&str, &str)] = &[
-    ("quick", "32x32 pictures made by the program; minutes on a CPU, nothing to download"),
-    ("seed", "the settings of \"De-noising Diffusion with torch\": flowers at 64x64, 50 epochs"),
-];
-
 /// The keys that determine the shapes of the parameters, and the size of the pictures. A checkpoint fits a configuration that agrees in
 /// these (see [`Config::differences`]).
 pub const MODEL_KEYS: &[&str] = &["family", "image_size", "channels", "widths", "block_depth", "embedding_dim", "unet"];
 
 impl Config {
-    /// The seed's settings (preset `seed`): flowers at 64x64, 3,562,211 parameters.
-    pub fn seed_preset() -> Self {
-        Config {
-            family: Family::Seed,
-            image_size: 64,
-            channels: 3,
-            widths: vec![32, 64, 96, 128],
-            block_depth: 2,
-            embedding_dim: 32,
-            schedule: ScheduleKind::Cosine,
-            beta_start: 1e-4,
-            beta_end: 0.02,
-            train_timesteps: 1000,
-            zero_snr: false,
-            min_signal_rate: 0.02,
-            max_signal_rate: 0.95,
-            predict: Predict::Noise,
-            loss: LossKind::Mae,
-            min_snr_gamma: 0.0,
-            offset_noise: 0.0,
-            optimizer: OptimizerKind::AdamW,
-            lr: 1e-3,
-            lr_schedule: LrSchedule::Constant,
-            lr_warmup: 0,
-            lr_min: 0.0,
-            weight_decay: 1e-4,
-            grad_clip: 0.0,
-            batch_size: 64,
-            accumulate: 1,
-            epochs: 50,
-            steps: 0,
-            seed: 0,
-            precision: Precision::Auto,
-            data: "flowers".into(),
-            labels: NO_LABELS.into(),
-            label_dropout: 0.0,
-            repeat: 5,
-            flip: false,
-            valid_fraction: 0.2,
-            normalize: Normalize::Measured,
-            normalize_batches: 55,
-            ema_decay: 0.0,
-            ema_warmup: true,
-            eval_every: 0,
-            sample_count: 36,
-            sample_steps: 20,
-            sampler: SamplerKind::Ddim,
-            sample_spacing: SpacingKind::Leading,
-            sample_offset: 0,
-            sample_clip: 0.0,
-            sample_quantile: 0.0,
-            sample_quantile_max: 1.0,
-            sample_variance: VarianceKind::Small,
-            sample_to_clean: true,
-            workers: 0,
-            unet: None,
-        }
-    }
-    /// The preset for a machine without a GPU: small, procedural pictures, minutes on two cores.
-    pub fn quick_preset() -> Self {
-        Config {
-            image_size: 32,
-            widths: vec![32, 64, 96],
-            block_depth: 1,
-            lr: 2e-3,
-            batch_size: 32,
-            epochs: 8,
-            data: "procedural".into(),
-            repeat: 1,
-            flip: true,
-            normalize_batches: 20,
-            ema_decay: 0.995,
-            ..Config::seed_preset()
-        }
-    }
-
-    /// The preset that runs where none is named.
-    pub fn default_preset_name() -> &'static str {
-        "quick"
-    }
-
-    /// The preset called `name`.
-    ///
-    /// # Errors
-    /// There is none; the message lists those that exist.
-    pub fn preset(name: &str) -> Result<Self> {
-        match name {
-            "quick" => Ok(Config::quick_preset()),
-            "seed" => Ok(Config::seed_preset()),
-            _ => Err(Error::Usage(unknown_preset(name))),
-        }
-    }
-
     /// Times that the network halves the picture.
     pub fn levels(&self) -> usize {
         match &self.unet {
@@ -396,16 +298,4 @@ impl Config {
         let both = keys.iter().map(|&key| (key, self.get(key), other.get(key)));
         both.filter(|(_, ours, theirs)| ours != theirs).collect()
     }
-}
-
-/// What to say about a preset that does not exist.
-fn unknown_preset(name: &str) -> String {
-    let nearest = keys::nearest(name, PRESETS.iter().map(|(preset, _)| *preset));
-    let hint = nearest.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
-    let mut text = format!("unknown preset `{}`{hint}", keys::shown(name));
-    text.push_str("\npresets:");
-    for (preset, about) in PRESETS {
-        text.push_str(&format!("\n  {preset:<6} {about}"));
-    }
-    text
 }
