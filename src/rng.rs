@@ -31,6 +31,8 @@ pub enum Purpose {
     ValidTimes = 9,
     /// Noise of validation images.
     ValidNoise = 10,
+    /// Noise that a sampler adds on its way; `step` is the number of the network call, `image` the global index of the sample.
+    SampleStep = 11,
 }
 
 const M0: u32 = 0xD251_1F53;

@@ -1,7 +1,9 @@
 //! Floor 3: what makes a network a diffusion model: schedule and embedding of times, objective, normaliser, sampler.
 
+pub mod levels;
 pub mod normalizer;
 pub mod sampler;
+pub mod samplers;
 
 use crate::config::{Config, LossKind, Predict, ScheduleKind};
 use crate::device::Memory;

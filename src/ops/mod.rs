@@ -18,6 +18,7 @@ pub mod images;
 pub mod loss;
 pub mod noise;
 pub mod pool;
+pub mod sampler_step;
 pub mod schedule;
 pub(crate) mod stats;
 pub mod upsample;
@@ -37,6 +38,7 @@ pub trait Backend:
     + loss::Loss
     + noise::Noise
     + pool::AvgPool2
+    + sampler_step::SamplerStep
     + schedule::Schedule
     + upsample::Upsample2
 {
@@ -52,6 +54,7 @@ impl<B> Backend for B where
         + loss::Loss
         + noise::Noise
         + pool::AvgPool2
+        + sampler_step::SamplerStep
         + schedule::Schedule
         + upsample::Upsample2
 {
