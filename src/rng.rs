@@ -33,6 +33,12 @@ pub enum Purpose {
     ValidNoise = 10,
     /// Noise that a sampler adds on its way; `step` is the number of the network call, `image` the global index of the sample.
     SampleStep = 11,
+    /// Which training images lose their class label.
+    LabelDrop = 20,
+    /// The part of training noise that is the same over a channel.
+    Offset = 21,
+    /// Dropout; every layer adds its number (see [`Stream::of_layer`]).
+    Dropout = 1000,
 }
 
 const M0: u32 = 0xD251_1F53;
@@ -63,6 +69,12 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// The stream of a layer of a network: (seed, purpose + layer, step, image).
+    pub fn of_layer(seed: u64, purpose: Purpose, layer: u32, step: u64, image: u64) -> Self {
+        let stream = Stream::new(seed, purpose, step, image);
+        Stream { purpose: stream.purpose.wrapping_add(layer), ..stream }
+    }
+
     /// The stream of (seed, purpose, step, image). `step` and `image` are taken modulo 2^32.
     pub fn new(seed: u64, purpose: Purpose, step: u64, image: u64) -> Self {
         Stream {

@@ -8,9 +8,12 @@
 mod keys;
 mod resolve;
 mod text;
+mod training;
+pub mod unet;
 
 pub use keys::{KEYS, Key, Kind};
 pub use resolve::{Layers, RESUME_OPTIONS};
+pub use unet::UnetConfig;
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -21,6 +24,8 @@ use serde::{Deserialize, Serialize};
 pub enum Family {
     /// The network of "De-noising Diffusion with torch": batch norm, no attention.
     Seed,
+    /// The `UNet2DModel` of the public diffusers library: group norm, time embedding, attention.
+    Unet2d,
 }
 
 /// Diffusion schedule: how signal and noise rates follow the time in [0, 1].
@@ -67,6 +72,18 @@ pub enum OptimizerKind {
     Adam,
 }
 
+/// How the learning rate follows the steps of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LrSchedule {
+    /// `lr` throughout, after the warm-up.
+    Constant,
+    /// From `lr` to `lr_min` along half a cosine.
+    Cosine,
+    /// From `lr` to `lr_min` along a line.
+    Linear,
+}
+
 /// Arithmetic of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -111,10 +128,20 @@ pub struct Config {
     pub optimizer: OptimizerKind,
     /// Learning rate.
     pub lr: f64,
+    /// Learning rate over the run.
+    pub lr_schedule: LrSchedule,
+    /// Steps in which the learning rate rises, along a line, to `lr`.
+    pub lr_warmup: usize,
+    /// Where `lr_schedule` ends, if it is not constant.
+    pub lr_min: f64,
     /// Weight decay.
     pub weight_decay: f64,
+    /// Largest norm of all gradients together, above which they are scaled down to it; 0 switches it off.
+    pub grad_clip: f64,
     /// Images in a step.
     pub batch_size: usize,
+    /// Parts that a batch is computed in, one after the other, to need less memory; divides `batch_size`.
+    pub accumulate: usize,
     /// Passes over the training images; ignored where `steps` is set.
     pub epochs: usize,
     /// Total optimiser steps; 0 leaves it to `epochs`.
@@ -135,6 +162,8 @@ pub struct Config {
     pub normalize_batches: usize,
     /// Decay of the exponential moving average of the weights; 0 switches it off.
     pub ema_decay: f64,
+    /// The average over t steps decays by at most (1 + t) / (10 + t), so that the first weights are forgotten soon.
+    pub ema_warmup: bool,
     /// Steps between validations; 0 validates at the end of each epoch.
     pub eval_every: usize,
     /// Pictures in the sample grid after every epoch.
@@ -143,7 +172,14 @@ pub struct Config {
     pub sample_steps: usize,
     /// Worker threads; 0 is one per core. Does not change results.
     pub workers: usize,
+    /// Options of the network of the family `unet2d`; absent for others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unet: Option<UnetConfig>,
 }
+
+/// Keys that came after the first version: where a complete file (a run's `config.toml`) lacks one, it means the preset `seed`'s value,
+/// which is what the version that wrote the file did.
+pub const LATER_KEYS: &[&str] = &["lr_schedule", "lr_warmup", "lr_min", "grad_clip", "accumulate", "ema_warmup"];
 
 /// The presets, and what each is for.
 pub const PRESETS: &[(&str, &str)] = &[
@@ -153,7 +189,7 @@ pub const PRESETS: &[(&str, &str)] = &[
 
 /// The keys that determine the shapes of the parameters, and the size of the pictures. A checkpoint fits a configuration that agrees in
 /// these (see [`Config::differences`]).
-pub const MODEL_KEYS: &[&str] = &["family", "image_size", "channels", "widths", "block_depth", "embedding_dim"];
+pub const MODEL_KEYS: &[&str] = &["family", "image_size", "channels", "widths", "block_depth", "embedding_dim", "unet"];
 
 impl Config {
     /// The seed's settings (preset `seed`): flowers at 64x64, 3,562,211 parameters.
@@ -172,8 +208,13 @@ impl Config {
             loss: LossKind::Mae,
             optimizer: OptimizerKind::AdamW,
             lr: 1e-3,
+            lr_schedule: LrSchedule::Constant,
+            lr_warmup: 0,
+            lr_min: 0.0,
             weight_decay: 1e-4,
+            grad_clip: 0.0,
             batch_size: 64,
+            accumulate: 1,
             epochs: 50,
             steps: 0,
             seed: 0,
@@ -184,10 +225,12 @@ impl Config {
             valid_fraction: 0.2,
             normalize_batches: 55,
             ema_decay: 0.0,
+            ema_warmup: true,
             eval_every: 0,
             sample_count: 36,
             sample_steps: 20,
             workers: 0,
+            unet: None,
         }
     }
     /// The preset for a machine without a GPU: small, procedural pictures, minutes on two cores.
@@ -225,9 +268,12 @@ impl Config {
         }
     }
 
-    /// Levels of the network: each halves the picture once.
+    /// Times that the network halves the picture.
     pub fn levels(&self) -> usize {
-        self.widths.len()
+        match &self.unet {
+            Some(unet) => unet.halvings(),
+            None => self.widths.len(),
+        }
     }
 
     /// The keys that determine the parameter shapes, with their values, in one line; equal for configurations whose checkpoints fit each

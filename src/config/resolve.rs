@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::keys::{self, KEYS, Key};
-use super::{Config, Precision};
+use super::unet::{self, UnetConfig};
+use super::{Config, Family, LATER_KEYS, Precision};
 use crate::error::{Error, Result};
 
 /// Largest configuration file that is read.
@@ -108,12 +109,16 @@ impl Config {
         Config::from_table(table)
     }
 
-    /// A complete configuration, as [`Config::to_toml`] writes it.
+    /// A complete configuration, as [`Config::to_toml`] writes it; one of an earlier version may lack [`LATER_KEYS`].
     ///
     /// # Errors
     /// Not TOML, a key that is missing or unknown, or a value that does not do.
     pub fn from_toml(text: &str) -> Result<Config> {
-        let table = file_layer(text).map_err(Error::Usage)?;
+        let mut table = file_layer(text).map_err(Error::Usage)?;
+        let neutral = Config::seed_preset().table()?;
+        for name in LATER_KEYS.iter().filter(|name| !table.contains_key(**name)).collect::<Vec<_>>() {
+            table.extend(neutral.get(*name).map(|value| (name.to_string(), value.clone())));
+        }
         let missing: Vec<_> = KEYS.iter().map(|key| key.name).filter(|name| !table.contains_key(*name)).collect();
         if !missing.is_empty() {
             return Err(Error::Usage(format!("missing keys: {}", missing.join(", "))));
@@ -147,7 +152,10 @@ impl Config {
     }
 
     fn from_table(table: Table) -> Result<Config> {
-        let config: Config = table.try_into().map_err(|why: toml::de::Error| Error::Usage(why.message().into()))?;
+        let mut config: Config = table.try_into().map_err(|why: toml::de::Error| Error::Usage(why.message().into()))?;
+        if config.family == Family::Unet2d && config.unet.is_none() {
+            config.unet = Some(UnetConfig::default());
+        }
         config.validate()?;
         Ok(config)
     }
@@ -156,6 +164,23 @@ impl Config {
     fn check_together(&self) -> std::result::Result<(), String> {
         let (size, levels) = (self.image_size, self.levels());
         let multiple = 1 << levels;
+        match (self.family, &self.unet) {
+            (Family::Seed, Some(_)) => {
+                return Err("family seed and options under unet.: those belong to family unet2d; leave one out".into());
+            }
+            (Family::Unet2d, None) => return Err("family unet2d has no options under unet.".into()),
+            (Family::Unet2d, Some(unet)) => {
+                unet.validate()?;
+                if size % multiple != 0 {
+                    return Err(format!(
+                        "image_size {size} with the {} levels of unet.block_out_channels: must be a multiple of {multiple}; nearest: {}",
+                        levels + 1,
+                        size.next_multiple_of(multiple)
+                    ));
+                }
+            }
+            (Family::Seed, None) => {}
+        }
         let widths = self.get("widths");
         if size % multiple != 0 {
             let (below, above) = (size / multiple * multiple, size.next_multiple_of(multiple));
@@ -176,10 +201,19 @@ impl Config {
                 keys::number(self.max_signal_rate)
             ));
         }
-        if self.batch_size == 1 && size == multiple {
+        self.check_training()?;
+        let part = self.batch_size / self.accumulate;
+        if self.family == Family::Seed && part == 1 && size == multiple {
+            let of = if self.accumulate > 1 {
+                format!(" (in {} parts by accumulate)", self.accumulate)
+            } else {
+                String::new()
+            };
             return Err(format!(
-                "batch_size 1 with image_size {size} and {levels} levels: the innermost level has one value per channel, and batch \
-                 norm has no deviation; expected batch_size 2 or more, or image_size {} or more",
+                "batch_size {}{of} with image_size {size} and {levels} levels: the innermost level has one value per channel, and batch \
+                 norm has no deviation; expected batch_size {} or more, or image_size {} or more",
+                self.batch_size,
+                2 * self.accumulate,
                 2 * multiple
             ));
         }
@@ -203,7 +237,63 @@ fn overlay(table: &mut Table, layer: Table) {
     if layer.contains_key("epochs") && !layer.contains_key("steps") {
         table.insert("steps".into(), Value::Integer(0));
     }
+    let mut layer = layer;
+    if let Some(Value::Table(options)) = layer.remove(UNET) {
+        let all = table.entry(UNET).or_insert_with(|| Value::Table(unet_defaults()));
+        if let Value::Table(all) = all {
+            for (name, value) in options {
+                match value {
+                    Value::String(text) if text == NOTHING && name != "mid_block_type" => drop(all.remove(&name)),
+                    value => drop(all.insert(name, value)),
+                }
+            }
+        }
+    }
     table.extend(layer);
+}
+
+/// The table of the options of the family unet2d, and the start of their names in `--set`.
+const UNET: &str = "unet";
+/// What stands for the absence of an option that may be absent.
+const NOTHING: &str = "none";
+
+fn unet_defaults() -> Table {
+    Table::try_from(UnetConfig::default()).unwrap_or_default()
+}
+
+/// Checks one option of the family unet2d by itself.
+fn check_unet(name: &str, value: &Value) -> std::result::Result<(), String> {
+    let shown = keys::shown(name);
+    if !unet::OPTIONS.contains(&name) {
+        let near = keys::nearest(name, unet::OPTIONS.iter().copied());
+        let hint = near.map_or(String::new(), |near| format!("; did you mean `unet.{near}`?"));
+        return Err(format!("unknown option `unet.{shown}`{hint}\noptions: {}", unet::OPTIONS.join(" ")));
+    }
+    let optional = ["attention_head_dim", "attn_norm_num_groups", "time_embedding_dim", "num_class_embeds"];
+    if value.as_str() == Some(NOTHING) && optional.contains(&name) {
+        return Ok(());
+    }
+    let bad = |why: String| format!("unet.{shown}: {}", why.lines().next().unwrap_or_default());
+    let json = serde_json::to_value(value).map_err(|why| bad(why.to_string()))?;
+    UnetConfig::default().set(name, json).map_err(bad)
+}
+
+/// Reads the text behind `--set unet.NAME=`: as TOML, or as the string that it is.
+fn read_unet(text: &str) -> Value {
+    let text = text.trim();
+    let list = |text: &str| {
+        let quoted: Vec<_> = text.split(',').map(|item| item.trim().trim_matches(['"', '\''])).collect();
+        let numbers: Option<Vec<_>> = quoted.iter().map(|item| item.parse().ok().map(Value::Integer)).collect();
+        Value::Array(numbers.unwrap_or_else(|| quoted.iter().map(|&item| Value::String(item.into())).collect()))
+    };
+    if let Some(inner) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        return list(inner);
+    }
+    if text.contains(',') {
+        return list(text);
+    }
+    let toml: Option<Value> = format!("x = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("x"));
+    toml.unwrap_or_else(|| Value::String(text.into()))
 }
 
 /// The layer of a file's text.
@@ -219,6 +309,16 @@ fn file_layer(text: &str) -> std::result::Result<Table, String> {
             line.trim_start().strip_prefix(name.as_str()).is_some_and(|rest| rest.trim_start().starts_with('='))
         });
         let place = line.map_or(String::new(), |line| format!("line {}: ", line + 1));
+        if name == UNET
+            && let Value::Table(options) = &value
+        {
+            options
+                .iter()
+                .try_for_each(|(name, value)| check_unet(name, value))
+                .map_err(|what| format!("{place}{what}"))?;
+            layer.insert(name, value);
+            continue;
+        }
         let Some(key) = Key::find(&name) else {
             let flat = if value.is_table() { "the keys are flat, without [sections]; " } else { "" };
             return Err(format!("{place}{flat}{}", keys::unknown_key(&name)));
@@ -236,6 +336,15 @@ fn set_layer(sets: &[String]) -> Result<Table> {
         let at = |what: String| Error::Usage(format!("--set {}: {what}", keys::shown(set)));
         let (name, text) = set.split_once('=').ok_or_else(|| at("expected key=value, such as lr=0.001".into()))?;
         let name = name.trim();
+        if let Some(option) = name.strip_prefix("unet.") {
+            let value = read_unet(text);
+            check_unet(option, &value).map_err(at)?;
+            let options = layer.entry(UNET).or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(options) = options {
+                options.insert(option.into(), value);
+            }
+            continue;
+        }
         let key = Key::find(name).ok_or_else(|| at(keys::unknown_key(name)))?;
         layer.insert(name.into(), key.read(text).map_err(at)?);
     }

@@ -11,13 +11,20 @@
 //!   launches of a step can be recorded once and replayed.
 
 pub mod adam;
+pub mod attention;
 pub mod batch_norm;
 pub mod conv;
 pub mod ddim;
+pub mod embed;
+pub mod grad_norm;
+pub mod group_norm;
 pub mod images;
+pub mod levels;
+pub mod linear;
 pub mod loss;
 pub mod noise;
 pub mod pool;
+pub mod resize;
 pub mod sampler_step;
 pub mod schedule;
 pub(crate) mod stats;
@@ -31,13 +38,20 @@ use crate::error::{Error, Result};
 pub trait Backend:
     Replay
     + adam::Adam
+    + attention::Attention
     + batch_norm::BatchNorm
     + conv::Conv
     + ddim::DdimStep
+    + embed::Embed
+    + grad_norm::GradNorm
+    + group_norm::GroupNorm
     + images::Images
+    + levels::Levels
+    + linear::Linear
     + loss::Loss
     + noise::Noise
     + pool::AvgPool2
+    + resize::Resize
     + sampler_step::SamplerStep
     + schedule::Schedule
     + upsample::Upsample2
@@ -47,13 +61,21 @@ pub trait Backend:
 impl<B> Backend for B where
     B: Replay
         + adam::Adam
+        + attention::Attention
+        + attention::Attention
         + batch_norm::BatchNorm
         + conv::Conv
         + ddim::DdimStep
+        + embed::Embed
+        + grad_norm::GradNorm
+        + group_norm::GroupNorm
         + images::Images
+        + levels::Levels
+        + linear::Linear
         + loss::Loss
         + noise::Noise
         + pool::AvgPool2
+        + resize::Resize
         + sampler_step::SamplerStep
         + schedule::Schedule
         + upsample::Upsample2
