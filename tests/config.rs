@@ -203,7 +203,7 @@ fn bad_values_are_named_with_what_is_expected() {
         ("predict=epsilon", "did you mean `noise`?"),
         ("precision=fp16", "expected one of auto, fp32, tf32, bf16"),
         ("precision=bf61", "did you mean `bf16`?"),
-        ("family=unet2d", "unet2d is not in this version; expected seed"),
+        ("family=unet3d", "did you mean `unet2d`?"),
         ("data=", "data"),
         ("data=a\nb", "a\\nb"),
         ("sample_steps=1", "from 2"),
@@ -253,7 +253,7 @@ fn values_that_do_not_fit_each_other() {
 #[test]
 fn presets_are_refused_by_name() {
     for (name, needle) in
-        [("sed", "did you mean `seed`?"), ("unet2d-cifar10", "unet2d is not in this version"), ("", "presets:")]
+        [("sed", "did you mean `seed`?"), ("unet2d-cifar10", "unknown preset `unet2d-cifar10`"), ("", "presets:")]
     {
         let layers = Layers { preset: Some(name.into()), ..Layers::default() };
         refused(Config::resolve(&layers), &[&format!("preset `{name}`"), needle, "quick", "seed"]);
@@ -329,7 +329,9 @@ fn configurations_from_elsewhere_are_checked() {
 #[test]
 fn the_list_of_keys_fits_a_terminal() {
     let text = Config::describe_keys();
-    assert_eq!(text.lines().count(), KEYS.len() + 1);
+    let begins = |name: &str| text.lines().filter(|l| l.split_whitespace().next() == Some(name)).count();
+    assert!(KEYS.iter().all(|key| begins(key.name) == 1), "{text}");
+    assert!(text.contains("  SEED  image_size=64 ") && text.contains(" widths=[32,64,96,128] "), "{text}");
     for line in text.lines() {
         assert!(line.len() <= 100, "{line}");
     }

@@ -77,6 +77,9 @@ const fn real(least: f64, most: f64) -> Kind {
     Kind::Real { least, most }
 }
 
+/// The schedules; the family seed has the first two.
+const SCHEDULES: &[&str] = &["linear", "cosine", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "edm"];
+
 /// All keys, in the order of the fields of [`super::Config`].
 pub const KEYS: &[Key] = &[
     key("family", "model family", choice(&["seed", "unet2d"])),
@@ -85,11 +88,17 @@ pub const KEYS: &[Key] = &[
     key("widths", "channels of each level, full resolution first", Kind::List { longest: 10, most: 8192 }),
     key("block_depth", "residual blocks in each level", integer(1, 32)),
     key("embedding_dim", "channels of the noise embedding: even", Kind::Even { least: 2, most: 4096 }),
-    key("schedule", "noise schedule", choice(&["linear", "cosine"])),
+    key("schedule", "noise schedule", choice(SCHEDULES)),
+    key("beta_start", "unet2d: first beta of a schedule", real(1e-9, 0.999)),
+    key("beta_end", "unet2d: last beta of a schedule", real(1e-9, 0.999)),
+    key("train_timesteps", "unet2d: steps of the schedule", integer(2, 100_000)),
+    key("zero_snr", "unet2d: no signal at the last step", Kind::Flag),
     key("min_signal_rate", "signal rate at time 1, all noise", real(1e-4, 0.9999)),
     key("max_signal_rate", "signal rate at time 0, nearly clean", real(1e-4, 0.9999)),
     key("predict", "what is predicted", choice(&["noise", "image", "velocity"])),
     key("loss", "training loss", choice(&["mae", "mse", "huber"])),
+    key("min_snr_gamma", "unet2d: bound of the loss's weight; 0: off", real(0.0, 1e6)),
+    key("offset_noise", "share of noise that is one per channel", real(0.0, 1.0)),
     key("optimizer", "optimiser", choice(&["adamw", "adam"])),
     key("lr", "learning rate", real(1e-12, 10.0)),
     key("lr_schedule", "learning rate over the run", choice(&["constant", "cosine", "linear"])),
@@ -107,12 +116,21 @@ pub const KEYS: &[Key] = &[
     key("repeat", "times a picture is seen in an epoch", integer(1, 10_000)),
     key("flip", "random horizontal flips", Kind::Flag),
     key("valid_fraction", "share of the pictures kept for validation", real(0.0, 0.9)),
+    key("normalize", "pixels to mean 0, deviation 1, or to [-1, 1]", choice(&["measured", "fixed"])),
     key("normalize_batches", "batches that give mean and deviation", integer(1, 1_000_000)),
     key("ema_decay", "average of the weights, for samples; 0: off", Kind::Decay),
     key("ema_warmup", "ema_decay rises over the first steps", Kind::Flag),
     key("eval_every", "steps between validations; 0 is each epoch", integer(0, 1_000_000_000)),
     key("sample_count", "pictures in the grid after an epoch", integer(0, 10_000)),
     key("sample_steps", "sampler's grid: network calls plus one", integer(2, 10_000)),
+    key("sampler", "sampler", choice(&["ddim", "ddpm", "dpm++2m", "heun"])),
+    key("sample_spacing", "its points", choice(&["leading", "trailing", "linspace", "quadratic", "karras"])),
+    key("sample_offset", "added to the points of leading spacing", integer(0, 1000)),
+    key("sample_clip", "predicted pictures within +- this; 0: off", real(0.0, 1000.0)),
+    key("sample_quantile", "dynamic threshold at this quantile; 0: off", real(0.0, 1.0)),
+    key("sample_quantile_max", "the most that threshold may be", real(1.0, 1000.0)),
+    key("sample_variance", "noise that ddpm adds", choice(&["small", "large"])),
+    key("sample_to_clean", "the last step ends without noise", Kind::Flag),
     key("workers", "threads; 0: one per core; same results", integer(0, 1024)),
 ];
 
@@ -134,6 +152,15 @@ const SYNONYMS: &[(&str, &[&str])] = &[
         "schedule",
         &["schedule_type", "diffusion_schedule", "beta_schedule", "noise_schedule", "noise_scheduler", "scheduler"],
     ),
+    ("beta_start", &["beta_min", "beta_1"]),
+    ("beta_end", &["beta_max", "beta_t"]),
+    (
+        "train_timesteps",
+        &["num_train_timesteps", "timesteps", "n_timesteps", "num_diffusion_timesteps", "ddpm_num_steps"],
+    ),
+    ("zero_snr", &["rescale_betas_zero_snr", "zero_terminal_snr", "ztsnr"]),
+    ("min_snr_gamma", &["snr_gamma", "min_snr", "min_snr_loss_weight", "snr"]),
+    ("offset_noise", &["noise_offset", "offset_noise_strength"]),
     ("min_signal_rate", &["min_rate", "signal_rate_min", "min_signal"]),
     ("max_signal_rate", &["max_rate", "signal_rate_max", "max_signal"]),
     ("predict", &["loss_on", "prediction", "prediction_type", "objective", "target", "parameterization"]),

@@ -7,12 +7,14 @@
 
 mod keys;
 mod resolve;
+mod sampling;
 mod text;
 mod training;
 pub mod unet;
 
 pub use keys::{KEYS, Key, Kind};
 pub use resolve::{Layers, RESUME_OPTIONS};
+pub use sampling::{Normalize, SamplerKind, SpacingKind, VarianceKind};
 pub use unet::UnetConfig;
 
 use crate::error::{Error, Result};
@@ -28,14 +30,32 @@ pub enum Family {
     Unet2d,
 }
 
-/// Diffusion schedule: how signal and noise rates follow the time in [0, 1].
+/// Diffusion schedule: how signal and noise rates follow the time. The family seed has the first two, at continuous times in [0, 1];
+/// the family unet2d has all, at [`Config::train_timesteps`] points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum ScheduleKind {
-    /// Betas linspace(1e-4, 0.02, 1000), alpha-bar clipped to the rates.
+    /// Seed: betas linspace(1e-4, 0.02, 1000), alpha-bar clipped to the rates. unet2d: betas linspace(beta_start, beta_end), as the
+    /// public library's `linear`.
     Linear,
-    /// Angles between acos(max) and acos(min).
+    /// Angles between acos(max) and acos(min) of the signal rates.
     Cosine,
+    /// Betas whose roots are evenly spaced.
+    ScaledLinear,
+    /// Betas of a squared cosine, capped (Nichol and Dhariwal 2021).
+    #[serde(rename = "squaredcos_cap_v2")]
+    SquaredcosCapV2,
+    /// Betas along a sigmoid.
+    Sigmoid,
+    /// The noise levels of EDM's training distribution (Karras et al. 2022).
+    Edm,
+}
+
+impl ScheduleKind {
+    /// It is made of betas from `beta_start` to `beta_end` (which the squared cosine does not look at).
+    pub fn is_betas(self) -> bool {
+        !matches!(self, ScheduleKind::Cosine | ScheduleKind::Edm)
+    }
 }
 
 /// What the network predicts.
@@ -116,6 +136,14 @@ pub struct Config {
     pub embedding_dim: usize,
     /// Diffusion schedule.
     pub schedule: ScheduleKind,
+    /// The first beta of the schedules of the family unet2d.
+    pub beta_start: f64,
+    /// The last.
+    pub beta_end: f64,
+    /// Points of the schedule of the family unet2d.
+    pub train_timesteps: usize,
+    /// Stretches the schedule of the family unet2d so that nothing of the picture is left at its last point (Lin et al. 2024).
+    pub zero_snr: bool,
     /// Signal rate at time 1.
     pub min_signal_rate: f64,
     /// Signal rate at time 0.
@@ -124,6 +152,10 @@ pub struct Config {
     pub predict: Predict,
     /// Training loss.
     pub loss: LossKind,
+    /// Bound of the ratio of signal to noise in the weight of an image's loss (Hang et al. 2023); 0: all images weigh the same.
+    pub min_snr_gamma: f64,
+    /// Strength of the noise that is the same over a channel of a picture, added to that of its pixels in training; 0: none.
+    pub offset_noise: f64,
     /// Optimiser.
     pub optimizer: OptimizerKind,
     /// Learning rate.
@@ -158,6 +190,8 @@ pub struct Config {
     pub flip: bool,
     /// Share of the pictures kept for validation.
     pub valid_fraction: f64,
+    /// How pixels are brought to the network's range.
+    pub normalize: Normalize,
     /// Batches over which the normaliser gathers mean and deviation before it freezes.
     pub normalize_batches: usize,
     /// Decay of the exponential moving average of the weights; 0 switches it off.
@@ -170,6 +204,22 @@ pub struct Config {
     pub sample_count: usize,
     /// Grid points of the sampler, network calls plus one.
     pub sample_steps: usize,
+    /// Sampler of the family unet2d.
+    pub sampler: SamplerKind,
+    /// Where it calls the network.
+    pub sample_spacing: SpacingKind,
+    /// Added to the points of leading spacing.
+    pub sample_offset: usize,
+    /// Predicted pictures are clamped to this distance from 0; 0 leaves them as they are.
+    pub sample_clip: f64,
+    /// They are clamped to, and divided by, this quantile of their own; 0 does neither.
+    pub sample_quantile: f64,
+    /// The most that the quantile may be.
+    pub sample_quantile_max: f64,
+    /// Noise of the sampler `ddpm`.
+    pub sample_variance: VarianceKind,
+    /// The last step ends at a clean picture, not at the schedule's first point.
+    pub sample_to_clean: bool,
     /// Worker threads; 0 is one per core. Does not change results.
     pub workers: usize,
     /// Options of the network of the family `unet2d`; absent for others.
@@ -179,7 +229,29 @@ pub struct Config {
 
 /// Keys that came after the first version: where a complete file (a run's `config.toml`) lacks one, it means the preset `seed`'s value,
 /// which is what the version that wrote the file did.
-pub const LATER_KEYS: &[&str] = &["lr_schedule", "lr_warmup", "lr_min", "grad_clip", "accumulate", "ema_warmup"];
+pub const LATER_KEYS: &[&str] = &[
+    "beta_start",
+    "beta_end",
+    "train_timesteps",
+    "zero_snr",
+    "min_snr_gamma",
+    "offset_noise",
+    "lr_schedule",
+    "lr_warmup",
+    "lr_min",
+    "grad_clip",
+    "accumulate",
+    "ema_warmup",
+    "normalize",
+    "sampler",
+    "sample_spacing",
+    "sample_offset",
+    "sample_clip",
+    "sample_quantile",
+    "sample_quantile_max",
+    "sample_variance",
+    "sample_to_clean",
+];
 
 /// The presets, and what each is for.
 pub const PRESETS: &[(&str, &str)] = &[
@@ -202,10 +274,16 @@ impl Config {
             block_depth: 2,
             embedding_dim: 32,
             schedule: ScheduleKind::Cosine,
+            beta_start: 1e-4,
+            beta_end: 0.02,
+            train_timesteps: 1000,
+            zero_snr: false,
             min_signal_rate: 0.02,
             max_signal_rate: 0.95,
             predict: Predict::Noise,
             loss: LossKind::Mae,
+            min_snr_gamma: 0.0,
+            offset_noise: 0.0,
             optimizer: OptimizerKind::AdamW,
             lr: 1e-3,
             lr_schedule: LrSchedule::Constant,
@@ -223,12 +301,21 @@ impl Config {
             repeat: 5,
             flip: false,
             valid_fraction: 0.2,
+            normalize: Normalize::Measured,
             normalize_batches: 55,
             ema_decay: 0.0,
             ema_warmup: true,
             eval_every: 0,
             sample_count: 36,
             sample_steps: 20,
+            sampler: SamplerKind::Ddim,
+            sample_spacing: SpacingKind::Leading,
+            sample_offset: 0,
+            sample_clip: 0.0,
+            sample_quantile: 0.0,
+            sample_quantile_max: 1.0,
+            sample_variance: VarianceKind::Small,
+            sample_to_clean: true,
             workers: 0,
             unet: None,
         }
@@ -291,13 +378,9 @@ impl Config {
 
 /// What to say about a preset that does not exist.
 fn unknown_preset(name: &str) -> String {
-    let mut text = if name.starts_with("unet2d") {
-        format!("preset `{name}`: the family unet2d is not in this version")
-    } else {
-        let nearest = keys::nearest(name, PRESETS.iter().map(|(preset, _)| *preset));
-        let hint = nearest.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
-        format!("unknown preset `{}`{hint}", keys::shown(name))
-    };
+    let nearest = keys::nearest(name, PRESETS.iter().map(|(preset, _)| *preset));
+    let hint = nearest.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+    let mut text = format!("unknown preset `{}`{hint}", keys::shown(name));
     text.push_str("\npresets:");
     for (preset, about) in PRESETS {
         text.push_str(&format!("\n  {preset:<6} {about}"));

@@ -33,26 +33,62 @@ impl Config {
         text
     }
 
-    /// The keys with their values in every preset, as a table for a terminal of 100 columns.
+    /// The keys with their values in the default preset and what they mean, and the values that other presets have instead, for a terminal
+    /// of 100 columns.
     pub fn describe_keys() -> String {
-        let mut rows = vec![vec!["KEY".to_string()]];
-        rows.extend(KEYS.iter().map(|key| vec![key.name.to_string()]));
-        for (name, _) in PRESETS {
-            let Ok(preset) = Config::preset(name) else { continue };
-            rows[0].push(name.to_uppercase());
-            rows[1..].iter_mut().zip(KEYS).for_each(|(row, key)| row.push(preset.get(key.name)));
-        }
-        rows[0].push("MEANING".into());
-        rows[1..].iter_mut().zip(KEYS).for_each(|(row, key)| row.push(meaning(key)));
-        let columns = rows[0].len() - 1;
-        let widest: Vec<_> = (0..columns).map(|c| rows.iter().map(|row| row[c].len()).max().unwrap_or(0)).collect();
+        let default = Config::preset(Config::default_preset_name()).unwrap_or_else(|_| Config::quick_preset());
+        let header = ["KEY".to_string(), Config::default_preset_name().to_uppercase(), "MEANING".into()];
+        let row = |key: &Key| [key.name.to_string(), default.get(key.name), meaning(key)];
+        let rows: Vec<_> = std::iter::once(header).chain(KEYS.iter().map(row)).collect();
+        let widest = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+        let (names, values) = (widest(0), widest(1));
         let mut text = String::new();
-        for row in &rows {
-            let cells = row.iter().zip(&widest).map(|(cell, width)| format!("{cell:<width$}"));
-            text.push_str(&format!("  {}  {}\n", cells.collect::<Vec<_>>().join("  "), row[columns]));
+        for [name, value, meaning] in &rows {
+            let start = format!("  {name:<names$}  {value:<values$}  ");
+            text.push_str(&wrapped(&start, &" ".repeat(start.len()), meaning.split_inclusive(' ')));
+        }
+        for (name, _) in PRESETS.iter().filter(|(name, _)| *name != Config::default_preset_name()) {
+            let Ok(preset) = Config::preset(name) else { continue };
+            let keys: Vec<_> = KEYS.iter().map(|key| key.name).collect();
+            let mut differs: Vec<String> = preset.differences(&default, &keys).into_iter().map(assignment).collect();
+            if let Some(unet) = &preset.unet {
+                differs.extend(unet_options(unet).into_iter().map(|(name, value)| format!("unet.{name}={value} ")));
+            }
+            let start = format!("  {}  ", name.to_uppercase());
+            text.push_str(&wrapped(&start, "    ", differs.iter().map(String::as_str)));
         }
         text
     }
+}
+
+/// A key with the first of two values, as `--set` takes it.
+fn assignment((key, value, _): (&str, String, String)) -> String {
+    format!("{key}={} ", value.replace([' ', '"'], ""))
+}
+
+/// The options in which a network differs from the one that the family has by default.
+fn unet_options(unet: &super::UnetConfig) -> Vec<(&'static str, String)> {
+    let table = |unet: &super::UnetConfig| toml::Table::try_from(unet).unwrap_or_default();
+    let (ours, default) = (table(unet), table(&super::UnetConfig::default()));
+    let differ = super::unet::OPTIONS.iter().filter(|name| ours.get(**name) != default.get(**name));
+    differ.map(|&name| (name, ours.get(name).map_or("none".into(), written).replace([' ', '"'], ""))).collect()
+}
+
+/// `start` and the words behind it, in lines of at most 100 columns, the later ones after `indent`.
+fn wrapped<'a>(start: &str, indent: &str, words: impl Iterator<Item = &'a str>) -> String {
+    let mut text = String::new();
+    let mut line = start.to_string();
+    for word in words {
+        if line.len() + word.trim_end().len() > 100 {
+            text.push_str(line.trim_end());
+            text.push('\n');
+            line = indent.to_string();
+        }
+        line.push_str(word);
+    }
+    text.push_str(line.trim_end());
+    text.push('\n');
+    text
 }
 
 /// What a key is, with the names that it takes.

@@ -1,7 +1,7 @@
 //! Settings of training that do not fit each other: each refusal names both, and what would do.
 
 use super::keys::number;
-use super::{Config, LrSchedule};
+use super::{Config, Family, LrSchedule, Predict, ScheduleKind};
 
 impl Config {
     /// Settings of the optimiser that do not fit each other.
@@ -28,6 +28,46 @@ impl Config {
                 self.accumulate,
                 self.batch_size.next_multiple_of(self.accumulate)
             ));
+        }
+        self.check_objective()
+    }
+
+    /// Schedule and objective.
+    fn check_objective(&self) -> std::result::Result<(), String> {
+        let schedule = self.get("schedule").replace('"', "");
+        if self.family == Family::Seed {
+            if !matches!(self.schedule, ScheduleKind::Linear | ScheduleKind::Cosine) {
+                return Err(format!(
+                    "schedule {schedule} with family seed: that family's times are continuous; expected schedule linear or cosine, or \
+                     family unet2d"
+                ));
+            }
+            let neutral = Config::seed_preset();
+            let foreign = ["beta_start", "beta_end", "train_timesteps", "zero_snr", "min_snr_gamma"];
+            if let Some((key, ours, default)) = self.differences(&neutral, &foreign).first() {
+                return Err(format!(
+                    "{key} {ours} with family seed: that family has no such schedule; expected {key} {default}, or family unet2d"
+                ));
+            }
+            return Ok(());
+        }
+        if self.beta_start > self.beta_end {
+            return Err(format!(
+                "beta_start {} and beta_end {}: the noise grows from the first to the last; expected beta_start of at most beta_end",
+                number(self.beta_start),
+                number(self.beta_end)
+            ));
+        }
+        if self.zero_snr && !self.schedule.is_betas() {
+            return Err(format!(
+                "zero_snr true with schedule {schedule}: only schedules of betas can be stretched; expected zero_snr false, or schedule \
+                 linear, scaled_linear, squaredcos_cap_v2 or sigmoid"
+            ));
+        }
+        if self.zero_snr && self.predict == Predict::Noise {
+            return Err("predict noise with zero_snr true: at the last step the picture is all noise, and no picture can be found from \
+                 it by dividing by a signal rate of 0; expected predict velocity or image, or zero_snr false"
+                .into());
         }
         Ok(())
     }

@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::{Config, Normalize};
+
 /// Running statistics of pixels in [0, 1].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Normalizer {
@@ -24,6 +26,20 @@ impl Normalizer {
     /// Nothing gathered yet; frozen after `limit` batches.
     pub fn new(channels: usize, limit: usize) -> Self {
         Normalizer { batches: 0, limit, count: 0.0, mean: vec![0.0; channels], m2: vec![0.0; channels] }
+    }
+
+    /// Pixels to [-1, 1], frozen from the start: mean 0.5 and deviation 0.5.
+    pub fn fixed(channels: usize) -> Self {
+        // With nothing counted the deviation is the root of `m2`.
+        Normalizer { batches: 0, limit: 0, count: 0.0, mean: vec![0.5; channels], m2: vec![0.25; channels] }
+    }
+
+    /// The one that a configuration asks for, at the start of a run.
+    pub fn of(config: &Config) -> Self {
+        match config.normalize {
+            Normalize::Measured => Normalizer::new(config.channels, config.normalize_batches),
+            Normalize::Fixed => Normalizer::fixed(config.channels),
+        }
     }
 
     /// Takes a batch [.., C] into account, unless frozen.
@@ -85,6 +101,13 @@ mod tests {
             assert!((f64::from(n.mean()[c]) - mean).abs() < 1e-7);
             assert!((f64::from(n.std()[c]) - var.sqrt()).abs() < 1e-7);
         }
+    }
+
+    #[test]
+    fn the_fixed_one_maps_pixels_to_minus_one_to_one() {
+        let mut n = Normalizer::fixed(3);
+        n.gather(&[9; 30]);
+        assert_eq!((n.mean(), n.std()), (vec![0.5; 3], vec![0.5; 3]));
     }
 
     #[test]

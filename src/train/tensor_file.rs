@@ -46,6 +46,8 @@ pub struct Contents {
     pub metadata: BTreeMap<String, String>,
     /// The tensors, in the order of the file.
     pub tensors: Vec<NamedTensor>,
+    /// Types that were widened or narrowed to F32, such as `F16`; only [`read_any_float`] finds any.
+    pub converted: Vec<String>,
     /// Size and checksum of the whole file.
     pub digest: Digested,
 }
@@ -139,6 +141,15 @@ fn header(metadata: &BTreeMap<String, String>, sorted: &[&NamedTensor]) -> Resul
 /// Reads a whole safetensors file. Tensors must be F32; integer counters that PyTorch keeps beside batch norms
 /// (`num_batches_tracked`) are passed over.
 pub fn read(path: &Path) -> Result<Contents> {
+    read_as(path, false)
+}
+
+/// As [`read`]; tensors of F16 and BF16 are widened to F32 exactly, those of F64 rounded to it, and [`Contents::converted`] says so.
+pub fn read_any_float(path: &Path) -> Result<Contents> {
+    read_as(path, true)
+}
+
+fn read_as(path: &Path, any_float: bool) -> Result<Contents> {
     let io = |source: io::Error| Error::Io { path: path.into(), action: "read the tensors".into(), source };
     let bad = |what: String| Error::input(path, format!("not a whole safetensors file: {what}"));
 
@@ -163,13 +174,20 @@ pub fn read(path: &Path) -> Result<Contents> {
         return Err(bad(format!("found {length} bytes, its header expects {expected}")));
     }
 
-    let mut tensors = Vec::new();
+    let (mut tensors, mut converted) = (Vec::new(), std::collections::BTreeSet::new());
     for name in header.offset_keys() {
         let Some(info) = header.info(&name) else { continue };
         let bytes = info.data_offsets.1 - info.data_offsets.0;
         if info.dtype != Dtype::F32 {
             if name.ends_with("num_batches_tracked") {
                 io::copy(&mut Read::by_ref(&mut input).take(bytes as u64), &mut io::sink()).map_err(io)?;
+                continue;
+            }
+            if any_float && matches!(info.dtype, Dtype::F16 | Dtype::BF16 | Dtype::F64) {
+                let mut raw = vec![0u8; bytes];
+                input.read_exact(&mut raw).map_err(io)?;
+                converted.insert(format!("{:?}", info.dtype));
+                tensors.push(NamedTensor { name, shape: info.shape.clone(), data: to_f32(&raw, info.dtype) });
                 continue;
             }
             let what = format!("tensor {name} is {:?}, expected F32; convert the file to float32", info.dtype);
@@ -180,7 +198,17 @@ pub fn read(path: &Path) -> Result<Contents> {
         tensors.push(NamedTensor { name, shape: info.shape.clone(), data });
     }
     let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
-    Ok(Contents { metadata, tensors, digest: input.finish().1 })
+    Ok(Contents { metadata, tensors, converted: converted.into_iter().collect(), digest: input.finish().1 })
+}
+
+/// Little-endian floats of another type as F32.
+fn to_f32(raw: &[u8], dtype: Dtype) -> Vec<f32> {
+    let halves = |of: fn([u8; 2]) -> f32| raw.chunks_exact(2).map(|b| of([b[0], b[1]])).collect();
+    match dtype {
+        Dtype::F16 => halves(|b| half::f16::from_le_bytes(b).to_f32()),
+        Dtype::BF16 => halves(|b| half::bf16::from_le_bytes(b).to_f32()),
+        _ => bytemuck::pod_collect_to_vec::<u8, f64>(raw).into_iter().map(|v| v as f32).collect(),
+    }
 }
 
 /// Size and checksum of a file, streamed.

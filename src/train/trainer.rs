@@ -181,7 +181,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let split = data::split(dataset.len(), config.valid_fraction, config.seed)?;
         let resumed = options.resume.as_deref().map(|path| find_checkpoint(path, &progress)).transpose()?;
         let mut state = TrainState::new(backend, config)?;
-        let mut normalizer = Normalizer::new(config.channels, config.normalize_batches);
+        let mut normalizer = Normalizer::of(config);
         let (mut window, mut seconds_before) = (Window::default(), 0.0);
         let mut preset = options.preset_name.clone();
         let (run_dir, metrics, events);
