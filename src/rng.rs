@@ -31,6 +31,8 @@ pub enum Purpose {
     ValidTimes = 9,
     /// Noise of validation images.
     ValidNoise = 10,
+    /// Dropout; every layer adds its number (see [`Stream::of_layer`]).
+    Dropout = 1000,
 }
 
 const M0: u32 = 0xD251_1F53;
@@ -61,6 +63,12 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// The stream of a layer of a network: (seed, purpose + layer, step, image).
+    pub fn of_layer(seed: u64, purpose: Purpose, layer: u32, step: u64, image: u64) -> Self {
+        let stream = Stream::new(seed, purpose, step, image);
+        Stream { purpose: stream.purpose.wrapping_add(layer), ..stream }
+    }
+
     /// The stream of (seed, purpose, step, image). `step` and `image` are taken modulo 2^32.
     pub fn new(seed: u64, purpose: Purpose, step: u64, image: u64) -> Self {
         Stream {

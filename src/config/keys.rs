@@ -79,7 +79,7 @@ const fn real(least: f64, most: f64) -> Kind {
 
 /// All keys, in the order of the fields of [`super::Config`].
 pub const KEYS: &[Key] = &[
-    key("family", "model family", Kind::Choice { names: &["seed"], absent: &[("unet2d", "not in this version")] }),
+    key("family", "model family", choice(&["seed", "unet2d"])),
     key("image_size", "pixels each way: a multiple of 2^levels", integer(2, 4096)),
     key("channels", "1 grey, 3 RGB, 4 RGBA", Kind::OneOf(&[1, 3, 4])),
     key("widths", "channels of each level, full resolution first", Kind::List { longest: 10, most: 8192 }),

@@ -8,9 +8,11 @@
 mod keys;
 mod resolve;
 mod text;
+pub mod unet;
 
 pub use keys::{KEYS, Key, Kind};
 pub use resolve::{Layers, RESUME_OPTIONS};
+pub use unet::UnetConfig;
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -21,6 +23,8 @@ use serde::{Deserialize, Serialize};
 pub enum Family {
     /// The network of "De-noising Diffusion with torch": batch norm, no attention.
     Seed,
+    /// The `UNet2DModel` of the public diffusers library: group norm, time embedding, attention.
+    Unet2d,
 }
 
 /// Diffusion schedule: how signal and noise rates follow the time in [0, 1].
@@ -143,6 +147,9 @@ pub struct Config {
     pub sample_steps: usize,
     /// Worker threads; 0 is one per core. Does not change results.
     pub workers: usize,
+    /// Options of the network of the family `unet2d`; absent for others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unet: Option<UnetConfig>,
 }
 
 /// The presets, and what each is for.
@@ -153,7 +160,7 @@ pub const PRESETS: &[(&str, &str)] = &[
 
 /// The keys that determine the shapes of the parameters, and the size of the pictures. A checkpoint fits a configuration that agrees in
 /// these (see [`Config::differences`]).
-pub const MODEL_KEYS: &[&str] = &["family", "image_size", "channels", "widths", "block_depth", "embedding_dim"];
+pub const MODEL_KEYS: &[&str] = &["family", "image_size", "channels", "widths", "block_depth", "embedding_dim", "unet"];
 
 impl Config {
     /// The seed's settings (preset `seed`): flowers at 64x64, 3,562,211 parameters.
@@ -188,6 +195,7 @@ impl Config {
             sample_count: 36,
             sample_steps: 20,
             workers: 0,
+            unet: None,
         }
     }
     /// The preset for a machine without a GPU: small, procedural pictures, minutes on two cores.
@@ -225,9 +233,12 @@ impl Config {
         }
     }
 
-    /// Levels of the network: each halves the picture once.
+    /// Times that the network halves the picture.
     pub fn levels(&self) -> usize {
-        self.widths.len()
+        match &self.unet {
+            Some(unet) => unet.halvings(),
+            None => self.widths.len(),
+        }
     }
 
     /// The keys that determine the parameter shapes, with their values, in one line; equal for configurations whose checkpoints fit each

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::keys::{self, KEYS, Key};
-use super::{Config, Precision};
+use super::unet::{self, UnetConfig};
+use super::{Config, Family, Precision};
 use crate::error::{Error, Result};
 
 /// Largest configuration file that is read.
@@ -147,7 +148,10 @@ impl Config {
     }
 
     fn from_table(table: Table) -> Result<Config> {
-        let config: Config = table.try_into().map_err(|why: toml::de::Error| Error::Usage(why.message().into()))?;
+        let mut config: Config = table.try_into().map_err(|why: toml::de::Error| Error::Usage(why.message().into()))?;
+        if config.family == Family::Unet2d && config.unet.is_none() {
+            config.unet = Some(UnetConfig::default());
+        }
         config.validate()?;
         Ok(config)
     }
@@ -156,6 +160,23 @@ impl Config {
     fn check_together(&self) -> std::result::Result<(), String> {
         let (size, levels) = (self.image_size, self.levels());
         let multiple = 1 << levels;
+        match (self.family, &self.unet) {
+            (Family::Seed, Some(_)) => {
+                return Err("family seed and options under unet.: those belong to family unet2d; leave one out".into());
+            }
+            (Family::Unet2d, None) => return Err("family unet2d has no options under unet.".into()),
+            (Family::Unet2d, Some(unet)) => {
+                unet.validate()?;
+                if size % multiple != 0 {
+                    return Err(format!(
+                        "image_size {size} with the {} levels of unet.block_out_channels: must be a multiple of {multiple}; nearest: {}",
+                        levels + 1,
+                        size.next_multiple_of(multiple)
+                    ));
+                }
+            }
+            (Family::Seed, None) => {}
+        }
         let widths = self.get("widths");
         if size % multiple != 0 {
             let (below, above) = (size / multiple * multiple, size.next_multiple_of(multiple));
@@ -176,7 +197,7 @@ impl Config {
                 keys::number(self.max_signal_rate)
             ));
         }
-        if self.batch_size == 1 && size == multiple {
+        if self.family == Family::Seed && self.batch_size == 1 && size == multiple {
             return Err(format!(
                 "batch_size 1 with image_size {size} and {levels} levels: the innermost level has one value per channel, and batch \
                  norm has no deviation; expected batch_size 2 or more, or image_size {} or more",
@@ -203,7 +224,63 @@ fn overlay(table: &mut Table, layer: Table) {
     if layer.contains_key("epochs") && !layer.contains_key("steps") {
         table.insert("steps".into(), Value::Integer(0));
     }
+    let mut layer = layer;
+    if let Some(Value::Table(options)) = layer.remove(UNET) {
+        let all = table.entry(UNET).or_insert_with(|| Value::Table(unet_defaults()));
+        if let Value::Table(all) = all {
+            for (name, value) in options {
+                match value {
+                    Value::String(text) if text == NOTHING && name != "mid_block_type" => drop(all.remove(&name)),
+                    value => drop(all.insert(name, value)),
+                }
+            }
+        }
+    }
     table.extend(layer);
+}
+
+/// The table of the options of the family unet2d, and the start of their names in `--set`.
+const UNET: &str = "unet";
+/// What stands for the absence of an option that may be absent.
+const NOTHING: &str = "none";
+
+fn unet_defaults() -> Table {
+    Table::try_from(UnetConfig::default()).unwrap_or_default()
+}
+
+/// Checks one option of the family unet2d by itself.
+fn check_unet(name: &str, value: &Value) -> std::result::Result<(), String> {
+    let shown = keys::shown(name);
+    if !unet::OPTIONS.contains(&name) {
+        let near = keys::nearest(name, unet::OPTIONS.iter().copied());
+        let hint = near.map_or(String::new(), |near| format!("; did you mean `unet.{near}`?"));
+        return Err(format!("unknown option `unet.{shown}`{hint}\noptions: {}", unet::OPTIONS.join(" ")));
+    }
+    let optional = ["attention_head_dim", "attn_norm_num_groups", "time_embedding_dim", "num_class_embeds"];
+    if value.as_str() == Some(NOTHING) && optional.contains(&name) {
+        return Ok(());
+    }
+    let bad = |why: String| format!("unet.{shown}: {}", why.lines().next().unwrap_or_default());
+    let json = serde_json::to_value(value).map_err(|why| bad(why.to_string()))?;
+    UnetConfig::default().set(name, json).map_err(bad)
+}
+
+/// Reads the text behind `--set unet.NAME=`: as TOML, or as the string that it is.
+fn read_unet(text: &str) -> Value {
+    let text = text.trim();
+    let list = |text: &str| {
+        let quoted: Vec<_> = text.split(',').map(|item| item.trim().trim_matches(['"', '\''])).collect();
+        let numbers: Option<Vec<_>> = quoted.iter().map(|item| item.parse().ok().map(Value::Integer)).collect();
+        Value::Array(numbers.unwrap_or_else(|| quoted.iter().map(|&item| Value::String(item.into())).collect()))
+    };
+    if let Some(inner) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        return list(inner);
+    }
+    if text.contains(',') {
+        return list(text);
+    }
+    let toml: Option<Value> = format!("x = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("x"));
+    toml.unwrap_or_else(|| Value::String(text.into()))
 }
 
 /// The layer of a file's text.
@@ -219,6 +296,16 @@ fn file_layer(text: &str) -> std::result::Result<Table, String> {
             line.trim_start().strip_prefix(name.as_str()).is_some_and(|rest| rest.trim_start().starts_with('='))
         });
         let place = line.map_or(String::new(), |line| format!("line {}: ", line + 1));
+        if name == UNET
+            && let Value::Table(options) = &value
+        {
+            options
+                .iter()
+                .try_for_each(|(name, value)| check_unet(name, value))
+                .map_err(|what| format!("{place}{what}"))?;
+            layer.insert(name, value);
+            continue;
+        }
         let Some(key) = Key::find(&name) else {
             let flat = if value.is_table() { "the keys are flat, without [sections]; " } else { "" };
             return Err(format!("{place}{flat}{}", keys::unknown_key(&name)));
@@ -236,6 +323,15 @@ fn set_layer(sets: &[String]) -> Result<Table> {
         let at = |what: String| Error::Usage(format!("--set {}: {what}", keys::shown(set)));
         let (name, text) = set.split_once('=').ok_or_else(|| at("expected key=value, such as lr=0.001".into()))?;
         let name = name.trim();
+        if let Some(option) = name.strip_prefix("unet.") {
+            let value = read_unet(text);
+            check_unet(option, &value).map_err(at)?;
+            let options = layer.entry(UNET).or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(options) = options {
+                options.insert(option.into(), value);
+            }
+            continue;
+        }
         let key = Key::find(name).ok_or_else(|| at(keys::unknown_key(name)))?;
         layer.insert(name.into(), key.read(text).map_err(at)?);
     }

@@ -22,6 +22,14 @@ impl Config {
             let line = format!("{} = {}", key.name, self.get(key.name));
             text.push_str(&format!("{line:<36} # {} ({})\n", key.about, key.expected()));
         }
+        if let Some(Value::Table(options)) = self.table().unwrap_or_default().get("unet") {
+            text.push_str("\n[unet] # options of diffusers' UNet2DModel, under its names\n");
+            for name in super::unet::OPTIONS {
+                if let Some(value) = options.get(*name) {
+                    text.push_str(&format!("{name} = {}\n", written(value)));
+                }
+            }
+        }
         text
     }
 

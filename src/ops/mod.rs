@@ -11,13 +11,18 @@
 //!   launches of a step can be recorded once and replayed.
 
 pub mod adam;
+pub mod attention;
 pub mod batch_norm;
 pub mod conv;
 pub mod ddim;
+pub mod embed;
+pub mod group_norm;
 pub mod images;
+pub mod linear;
 pub mod loss;
 pub mod noise;
 pub mod pool;
+pub mod resize;
 pub mod schedule;
 pub(crate) mod stats;
 pub mod upsample;
@@ -30,13 +35,18 @@ use crate::error::{Error, Result};
 pub trait Backend:
     Replay
     + adam::Adam
+    + attention::Attention
     + batch_norm::BatchNorm
     + conv::Conv
     + ddim::DdimStep
+    + embed::Embed
+    + group_norm::GroupNorm
     + images::Images
+    + linear::Linear
     + loss::Loss
     + noise::Noise
     + pool::AvgPool2
+    + resize::Resize
     + schedule::Schedule
     + upsample::Upsample2
 {
@@ -45,13 +55,19 @@ pub trait Backend:
 impl<B> Backend for B where
     B: Replay
         + adam::Adam
+        + attention::Attention
+        + attention::Attention
         + batch_norm::BatchNorm
         + conv::Conv
         + ddim::DdimStep
+        + embed::Embed
+        + group_norm::GroupNorm
         + images::Images
+        + linear::Linear
         + loss::Loss
         + noise::Noise
         + pool::AvgPool2
+        + resize::Resize
         + schedule::Schedule
         + upsample::Upsample2
 {

@@ -1,5 +1,6 @@
 //! The CPU as a device: an arena of huge pages, a pool of worker threads, and a choice of instruction set.
 
+pub(crate) mod gemm;
 mod memory;
 pub(crate) mod scratch;
 pub mod simd;

@@ -159,6 +159,30 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     }
 }
 
+/// A vector whose first lanes are `src`, the rest 0.
+///
+/// # Safety
+/// The instruction set of `S` must be available; `src` holds at most `LANES` elements.
+#[inline(always)]
+pub(crate) unsafe fn load_part<S: Simd>(src: &[f32]) -> S::V {
+    let mut lanes = [0.0f32; 16];
+    lanes[..src.len()].copy_from_slice(src);
+    // SAFETY: 16 elements are enough for any vector.
+    unsafe { S::load(lanes.as_ptr()) }
+}
+
+/// Stores the first lanes of a vector to `dst`.
+///
+/// # Safety
+/// The instruction set of `S` must be available; `dst` holds at most `LANES` elements.
+#[inline(always)]
+pub(crate) unsafe fn store_part<S: Simd>(v: S::V, dst: &mut [f32]) {
+    let mut lanes = [0.0f32; 16];
+    // SAFETY: 16 elements are enough for any vector.
+    unsafe { S::store(lanes.as_mut_ptr(), v) };
+    dst.copy_from_slice(&lanes[..dst.len()]);
+}
+
 /// A computation that is generic over the vector.
 pub(crate) trait Kernel {
     /// What it returns.

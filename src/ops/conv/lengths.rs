@@ -12,6 +12,11 @@ pub(super) fn expect(name: &str, got: usize, want: usize) -> Result<()> {
     crate::ops::expect_len("conv", name, got, want)
 }
 
+/// Numbers per channel, or per image and channel.
+fn expect_per_image(name: &str, got: usize, channels: usize, n: u32) -> Result<()> {
+    if got == channels * n as usize { Ok(()) } else { expect(name, got, channels) }
+}
+
 fn check_operand<M: Memory>(
     name: &str,
     d: &ConvDims,
@@ -35,8 +40,8 @@ pub(super) fn check_input<M: Memory>(
     d.validate()?;
     check_operand("input", d, input, [d.c0, d.c1], &len)?;
     if let Some((scale, shift)) = &prologue.affine {
-        expect("scale", len(scale), d.c())?;
-        expect("shift", len(shift), d.c())?;
+        expect_per_image("scale", len(scale), d.c(), d.n)?;
+        expect("shift", len(shift), len(scale))?;
     }
     match residual {
         Some(r) => check_operand("residual", d, r, [d.r0, d.r1], &len),
@@ -56,15 +61,16 @@ pub(super) fn check_epilogue<M: Memory>(
     if k0 == 0 || k0 > k {
         return shape_error(format!("k0 is {k0}, the convolution has {k} output channels"));
     }
-    for (name, view, want) in [
-        ("bias", &e.bias, k),
-        ("bias_res", &e.bias_res, k),
-        ("silu_grad", &e.silu_grad, pixels * k),
-        ("add0", &e.add0, pixels * k0),
-        ("add1", &e.add1, pixels * (k - k0)),
-    ] {
+    for (name, view, want) in
+        [("silu_grad", &e.silu_grad, pixels * k), ("add0", &e.add0, pixels * k0), ("add1", &e.add1, pixels * (k - k0))]
+    {
         if let Some(view) = view {
             expect(name, len(view), want)?;
+        }
+    }
+    for (name, view) in [("bias", &e.bias), ("bias_res", &e.bias_res)] {
+        if let Some(view) = view {
+            expect_per_image(name, len(view), k, d.n)?;
         }
     }
     if let Some((v, a, b)) = &e.affine {

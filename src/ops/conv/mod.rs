@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! z[p,c]  = silu?( scale[c] * x[p,c] + shift[c] )                      prologue; 0 outside the picture, AFTER the norm
+//!                                                                     (scale, shift, biases may also differ per image)
 //! u[p,k]  = sum_{t,c} z[p+t,c] W[t,c,k]  +  sum_r res[p,r] R[r,k]      main product and 1x1 residual as extra K
 //! u      += bias[k] + bias_res[k]
 //! u      *= silu'(h[p,k])                                              epilogue of a dgrad through silu
@@ -113,7 +114,7 @@ impl<'a, M: Memory> Operand<'a, M> {
 
 /// What happens to the main operand on its way into the product.
 pub struct Prologue<'a, M: Memory> {
-    /// Scale and shift per channel, [C0 + C1] each.
+    /// Scale and shift per channel, [C0 + C1] each, or per image and channel, [N, C0 + C1] (a group norm).
     pub affine: Option<(M::Slice<'a>, M::Slice<'a>)>,
     /// SiLU after the affine.
     pub silu: bool,
@@ -139,9 +140,9 @@ impl<M: Memory> Prologue<'_, M> {
 
 /// What happens to the product on its way out, in the order of the module's mathematics.
 pub struct Epilogue<'a, M: Memory> {
-    /// `[K]`.
+    /// `[K]`, or [N, K]: one for each image.
     pub bias: Option<M::Slice<'a>>,
-    /// `[K]`, of the residual product.
+    /// `[K]`, of the residual product, or [N, K] (a time embedding).
     pub bias_res: Option<M::Slice<'a>>,
     /// h, [N, H, W, K]: multiply by silu'(h).
     pub silu_grad: Option<M::Slice<'a>>,

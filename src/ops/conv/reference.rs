@@ -175,12 +175,18 @@ fn image_pixels(dims: &ConvDims) -> usize {
     dims.h as usize * dims.w as usize
 }
 
+/// Index of element `i` of [N, pixels, C] in numbers per channel, or per image and channel.
+fn per_image(numbers: &[f64], i: usize, c: usize, dims: &ConvDims) -> usize {
+    let image = if numbers.len() > c { i / (image_pixels(dims) * c) } else { 0 };
+    image * c + i % c
+}
+
 /// The main operand after the prologue: z [N, H, W, C].
 fn prologued(dims: &ConvDims, input: Operand<'_>, prologue: Prologue<'_>) -> Vec<f64> {
     let mut z = input.concat(dims.n as usize, image_pixels(dims), dims.c0 as usize, dims.c1 as usize);
     for (i, z) in z.iter_mut().enumerate() {
         if let Some((scale, shift)) = prologue.affine {
-            let c = i % dims.c();
+            let c = per_image(scale, i, dims.c(), dims);
             *z = scale[c] * *z + shift[c];
         }
         if prologue.silu {
@@ -211,7 +217,8 @@ fn finish(dims: &ConvDims, e: Epilogue<'_>, u: &mut [f64]) {
     let v = e.affine.map(|(v, _, _)| v.concat(dims.n as usize, image_pixels(dims), k0, k_count - k0));
     for (i, u) in u.iter_mut().enumerate() {
         let (p, k) = (i / k_count, i % k_count);
-        *u += e.bias.map_or(0.0, |b| b[k]) + e.bias_res.map_or(0.0, |b| b[k]);
+        let bias = |b: Option<&[f64]>| b.map_or(0.0, |b| b[per_image(b, i, k_count, dims)]);
+        *u += bias(e.bias) + bias(e.bias_res);
         *u *= e.silu_grad.map_or(1.0, |h| silu_grad(h[i]));
         if let (Some((_, a, b)), Some(v)) = (e.affine, &v) {
             *u += a[k] * v[i] + b[k];

@@ -5,7 +5,7 @@
 
 use super::super::{ConvDims, Operand, Prologue};
 use crate::device::cpu::Cpu;
-use crate::device::cpu::simd::Simd;
+use crate::device::cpu::simd::{Simd, load_part, store_part};
 
 /// Pixels that a unit aims at: its band and its output then stay in the second-level cache.
 const TARGET_PIXELS: usize = 512;
@@ -103,6 +103,14 @@ pub(super) unsafe fn load<S: Simd>(
     let flat = c1 == 0 && band.pitch == c0 && prologue.affine.is_none();
     for i in 0..unit.images {
         let image = unit.image + i;
+        // The affine's numbers of this image, where each has its own.
+        let affine = match prologue.affine {
+            Some((a, b)) if a.len() > c0 + c1 => {
+                let at = image * (c0 + c1);
+                Some((&a[at..at + c0 + c1], &b[at..at + c0 + c1]))
+            }
+            affine => affine,
+        };
         for r in 0..unit.rows + 2 * band.halo {
             let start = i * band.image_len(unit.rows) + r * row_len;
             let dst = &mut out[start..start + row_len];
@@ -125,7 +133,7 @@ pub(super) unsafe fn load<S: Simd>(
                 for q in 0..w {
                     let dst = &mut inner[q * band.pitch..(q + 1) * band.pitch];
                     let p = pixel + q;
-                    let (affine0, affine1) = match prologue.affine {
+                    let (affine0, affine1) = match affine {
                         Some((a, b)) => (Some((&a[..c0], &b[..c0])), Some((&a[c0..], &b[c0..]))),
                         None => (None, None),
                     };
@@ -176,28 +184,4 @@ unsafe fn transform<S: Simd>(src: &[f32], dst: &mut [f32], affine: Option<(&[f32
             store_part::<S>(x, &mut dst[i..n]);
         }
     }
-}
-
-/// A vector whose first lanes are `src`, the rest 0.
-///
-/// # Safety
-/// The instruction set of `S` must be available; `src` holds at most `LANES` elements.
-#[inline(always)]
-pub(super) unsafe fn load_part<S: Simd>(src: &[f32]) -> S::V {
-    let mut lanes = [0.0f32; 16];
-    lanes[..src.len()].copy_from_slice(src);
-    // SAFETY: 16 elements are enough for any vector.
-    unsafe { S::load(lanes.as_ptr()) }
-}
-
-/// Stores the first lanes of a vector to `dst`.
-///
-/// # Safety
-/// The instruction set of `S` must be available; `dst` holds at most `LANES` elements.
-#[inline(always)]
-pub(super) unsafe fn store_part<S: Simd>(v: S::V, dst: &mut [f32]) {
-    let mut lanes = [0.0f32; 16];
-    // SAFETY: 16 elements are enough for any vector.
-    unsafe { S::store(lanes.as_mut_ptr(), v) };
-    dst.copy_from_slice(&lanes[..dst.len()]);
 }

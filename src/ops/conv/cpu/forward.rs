@@ -1,10 +1,10 @@
 //! The product and its epilogue.
 
 use super::super::{ConvDims, Epilogue, Operand, Output, Prologue};
-use super::bands::{self, Band, Unit, load_part, store_part};
+use super::bands::{self, Band, Unit};
 use super::{expect, pack};
 use crate::device::cpu::scratch::with_scratch;
-use crate::device::cpu::simd::{Kernel, Simd, dispatch};
+use crate::device::cpu::simd::{Kernel, Simd, dispatch, load_part, store_part};
 use crate::device::cpu::{Cpu, Isa};
 use crate::error::Result;
 
@@ -16,8 +16,10 @@ struct Shared<'a> {
     residual: Option<Operand<'a, Cpu>>,
     packed: &'a [f32],
     epilogue: Epilogue<'a, Cpu>,
-    /// bias + bias_res, [K padded].
+    /// bias + bias_res, [K padded], or [N, K padded] where an image has its own.
     bias: Vec<f32>,
+    /// K padded.
+    kp: usize,
     k0: usize,
 }
 
@@ -46,11 +48,17 @@ pub(super) fn forward<'a>(
     expect("y0", out.y0.len(), pixels * k0)?;
     expect("y1", y1.len(), pixels * (k - k0))?;
     let lanes = cpu.isa().lanes();
-    let mut bias = vec![0.0; pack::padded(k, lanes)];
-    for b in [epilogue.bias, epilogue.bias_res].into_iter().flatten() {
-        bias.iter_mut().zip(b).for_each(|(sum, b)| *sum += b);
+    let kp = pack::padded(k, lanes);
+    let biases = [epilogue.bias, epilogue.bias_res];
+    let rows = if biases.iter().flatten().any(|b| b.len() > k) { d.n as usize } else { 1 };
+    let mut bias = vec![0.0; rows * kp];
+    for b in biases.into_iter().flatten() {
+        for (image, row) in bias.chunks_exact_mut(kp).enumerate() {
+            let b = if b.len() > k { &b[image * k..] } else { b };
+            row.iter_mut().zip(&b[..k]).for_each(|(sum, b)| *sum += b);
+        }
     }
-    let shared = Shared { d: *d, input, prologue, residual, packed, epilogue, bias, k0 };
+    let shared = Shared { d: *d, input, prologue, residual, packed, epilogue, bias, kp, k0 };
 
     let units = bands::units(d);
     let mut partial = Vec::new();
@@ -133,7 +141,7 @@ fn run_unit(isa: Isa, shared: &Shared<'_>, job: Job<'_>) {
     let band = Band::new(d, d.c(), 1);
     // Whole register blocks: the last block repeats the last pixel, and its surplus rows are never read.
     let padded_n = job.unit.pixels(d).next_multiple_of(isa.block_pixels());
-    let lengths = [band.len(&job.unit), padded_n * shared.bias.len(), 3 * padded_n + d.taps()];
+    let lengths = [band.len(&job.unit), padded_n * shared.kp, 3 * padded_n + d.taps()];
     with_scratch(lengths, |[buf, products, tables]| {
         let tables = bytemuck::cast_slice_mut(tables);
         dispatch(isa, UnitKernel { shared, job, band, buf, products, tables });
@@ -155,9 +163,9 @@ impl Kernel for UnitKernel<'_, '_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let UnitKernel { shared, job, band, buf, products, tables } = self;
-        let Shared { d, input, prologue, residual, packed, bias, .. } = shared;
+        let Shared { d, input, prologue, residual, packed, kp, .. } = shared;
         let unit = &job.unit;
-        let (n, kp) = (unit.pixels(d), bias.len());
+        let (n, kp) = (unit.pixels(d), *kp);
         let padded_n = n.next_multiple_of(S::PIXELS);
         let (main, rest) = tables.split_at_mut(padded_n);
         let (off0, rest) = rest.split_at_mut(padded_n);
@@ -367,13 +375,14 @@ unsafe fn finish<S: Simd, const FULL: bool>(
     let first = unit.first_pixel(d);
     // SAFETY: the caller vouches for the instruction set; scratch and bias are padded to whole vectors, the rest was checked.
     unsafe {
-        let bias = get::<S, FULL>(bias, k, len);
         #[allow(clippy::manual_map)] // intrinsics in a closure are not inlined, see `simd`
         let ab = match &epilogue.affine {
             Some((_, a, b)) => Some((get::<S, FULL>(a, k, len), get::<S, FULL>(b, k, len))),
             None => None,
         };
         for image in 0..unit.images {
+            let row = if bias.len() > kp { (unit.image + image) * kp } else { 0 };
+            let bias = get::<S, FULL>(bias, row + k, len);
             let (mut shift, mut sum, mut squares) = (S::splat(0.0), S::splat(0.0), S::splat(0.0));
             for p in image * per_image..(image + 1) * per_image {
                 let mut u = S::add(get::<S, FULL>(scratch, p * kp + k, len), bias);
