@@ -16,7 +16,7 @@
 #include "attention_tile.cuh"
 
 // Shared memory besides the tiles: lse and delta of 64 columns.
-static constexpr int ATTENTION_ROW_BYTES = 512;  // rust
+static constexpr int ATTENTION_COLUMN_BYTES = 512;  // rust
 
 // KEYS: rows are keys and columns queries, out0 is dk, out1 dv. Else rows are queries, out0 is dq.
 template <class M, bool KEYS> static __device__ __forceinline__ void attention_backward(const AttentionArgs& a) {
