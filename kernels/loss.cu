@@ -1,7 +1,7 @@
 // loss.cu: the training loss with its gradient, the two metrics, and the split of a prediction.
 //
 // math   src/ops/loss/mod.rs. Per element: d = p - target; value and slope of mae, mse or huber; |pred_noise - noise|, |pred_image - image|
-// shapes pred, noisy, images, noise, dp [N, per image] float32; rates [N, 2]; out [3] = loss, noise_loss, image_loss
+// shapes pred, noisy, images, noise, dp [N, per image] float32; rates [N, 2]; weights [N] or null; out [3] = loss, noise_loss, image_loss
 // map    loss_fwd: block (piece, image), a thread four neighbouring elements at a time; loss_reduce: one block over all pieces
 // num    per element float32, sums float64: threads in order, then a tree over the block, then over pieces: the same every time
 // cost   20 bytes an element with dp: the seed's batch of 64 15.7 MB, 3.7 us at 4.3 TB/s
@@ -19,13 +19,15 @@ struct LossArgs {
   const float* images;
   const float* noise;
   const float* rates;
+  const float* weights;  // or null
   float* dp;          // or null
   double* partial;    // [pieces][3]
   float* out;         // [3]
-  uint32_t per_image, images_count, pieces, predict, loss;
+  uint32_t per_image, of, pieces, predict, loss;  // of: images that the means are over
   float slope_scale;  // 1 / elements
+  uint32_t add, pad;  // add: to what out holds
 };
-static_assert(sizeof(LossArgs) == 88, "LossArgs is mirrored in src/ops/loss/gpu.rs");
+static_assert(sizeof(LossArgs) == 104, "LossArgs is mirrored in src/ops/loss/gpu.rs");
 
 // Sums of three numbers over a block, in thread 0; the same order every time.
 static __device__ __forceinline__ void loss_block_sums(double (&s)[3]) {
@@ -79,6 +81,7 @@ extern "C" __global__ void __launch_bounds__(LOSS_THREADS) loss_fwd_f32(const __
   const size_t base = (size_t)image * a.per_image;
   const float *pred = a.pred + base, *noisy = a.noisy + base, *images = a.images + base, *noise = a.noise + base;
   float* dp = a.dp ? a.dp + base : nullptr;
+  const float weight = a.weights ? a.weights[image] : 1.0f, slope_scale = a.slope_scale * weight;
   const bool vector = ((size_t)pred | (size_t)noisy | (size_t)images | (size_t)noise | (size_t)dp) % 16 == 0;
   double sums[3] = {0.0, 0.0, 0.0};
   // The same elements in the same order, whether four at once or one by one: sums do not depend on addresses.
@@ -87,17 +90,18 @@ extern "C" __global__ void __launch_bounds__(LOSS_THREADS) loss_fwd_f32(const __
       float p[4], x[4], clean[4], e[4], slope[4];
       load(pred + i, p), load(noisy + i, x), load(images + i, clean), load(noise + i, e);
 #pragma unroll
-      for (int j = 0; j < 4; j++) slope[j] = terms.element(p[j], x[j], clean[j], e[j], sums) * a.slope_scale;
+      for (int j = 0; j < 4; j++) slope[j] = terms.element(p[j], x[j], clean[j], e[j], sums) * slope_scale;
       if (dp) store(dp + i, slope);
       continue;
     }
     for (uint32_t j = i; j < i + 4 && j < end; j++) {
-      const float slope = terms.element(pred[j], noisy[j], images[j], noise[j], sums) * a.slope_scale;
+      const float slope = terms.element(pred[j], noisy[j], images[j], noise[j], sums) * slope_scale;
       if (dp) dp[j] = slope;
     }
   }
   loss_block_sums(sums);
   if (threadIdx.x == 0) {
+    sums[0] *= (double)weight;
     double* partial = a.partial + ((size_t)image * gridDim.x + blockIdx.x) * 3;
 #pragma unroll
     for (int i = 0; i < 3; i++) partial[i] = sums[i];
@@ -111,9 +115,12 @@ extern "C" __global__ void __launch_bounds__(LOSS_THREADS) loss_reduce_f32(const
     for (int i = 0; i < 3; i++) sums[i] += a.partial[(size_t)piece * 3 + i];
   loss_block_sums(sums);
   if (threadIdx.x == 0) {
-    const double elements = (double)a.images_count * (double)a.per_image;
+    const double elements = (double)a.of * (double)a.per_image;
 #pragma unroll
-    for (int i = 0; i < 3; i++) a.out[i] = (float)(sums[i] / elements);
+    for (int i = 0; i < 3; i++) {
+      const float mean = (float)(sums[i] / elements);
+      a.out[i] = a.add ? a.out[i] + mean : mean;
+    }
   }
 }
 

@@ -226,7 +226,7 @@ fn replay<B: Backend>(
     let shape = Shape::new(file.batch, size, size, c);
     let files = [file.batch, c, size, size];
     let mut state = TrainState::new(backend, config)?;
-    let layout = std::rc::Rc::clone(&state.net.layout);
+    let layout = std::rc::Rc::clone(state.net.layout());
     for spec in layout.specs() {
         let prefix = if spec.learned { "param" } else { "buffer" };
         let values = r.take(&format!("{prefix}.{}", spec.name), &spec.shape.file_shape())?;
@@ -237,7 +237,7 @@ fn replay<B: Backend>(
     let noise = picture(r.take("input.noise", &files)?, shape)?;
     let mut times = backend.alloc(file.batch)?;
     backend.upload(&r.take("input.times", &[file.batch])?, B::all_mut(&mut times))?;
-    let batch = Batch { images: &images, noise: &noise, times: &times };
+    let batch = Batch { images: &images, noise: &noise, times: &times, labels: None, dropout: None };
     let host = |t: &Tensor<B>| Ok::<_, Error>(nhwc_to_nchw(&t.to_vec(backend)?, t.shape));
     let mut rows = Vec::new();
 
@@ -321,7 +321,7 @@ fn gradients<B: Backend>(
     t: &Tolerances,
 ) -> Result<(Row, Vec<Row>)> {
     let mut pairs = Vec::new();
-    visit_flat(backend, &state.net.layout, [Some(&state.grads), None], |spec, values| {
+    visit_flat(backend, state.net.layout(), [Some(&state.grads), None], |spec, values| {
         let want = r.take(&format!("grad.{}", spec.name), &spec.shape.file_shape())?;
         pairs.push((spec.name.clone(), values.to_vec(), want));
         Ok(())

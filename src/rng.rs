@@ -31,6 +31,10 @@ pub enum Purpose {
     ValidTimes = 9,
     /// Noise of validation images.
     ValidNoise = 10,
+    /// Which training images lose their class label.
+    LabelDrop = 20,
+    /// The part of training noise that is the same over a channel.
+    Offset = 21,
     /// Dropout; every layer adds its number (see [`Stream::of_layer`]).
     Dropout = 1000,
 }

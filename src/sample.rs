@@ -9,8 +9,8 @@ use crate::config::Config;
 use crate::diffusion::Diffusion;
 use crate::diffusion::sampler::Sampler;
 use crate::error::{Error, Result};
+use crate::model::Net;
 use crate::model::params::Weights;
-use crate::model::seed_unet::{SeedDims, SeedUnet};
 use crate::ops::Backend;
 use crate::ops::noise::{NoiseKey, step_word};
 use crate::rng::Purpose;
@@ -63,7 +63,7 @@ pub struct SampleOptions {
 /// A network with what turns its output into pictures.
 pub struct Model<'a> {
     /// The network.
-    pub net: &'a SeedUnet,
+    pub net: &'a Net,
     /// Schedule and objective.
     pub diffusion: &'a Diffusion,
     /// The normaliser's mean per channel.
@@ -209,10 +209,10 @@ fn normalizer(tensors: &[NamedTensor], name: &str, channels: usize, path: &Path)
 pub fn run<B: Backend>(backend: &B, options: &SampleOptions, progress: &Progress) -> Result<Vec<String>> {
     let loaded = load(&options.source, options.weights, progress)?;
     let config = &loaded.config;
-    let net = SeedUnet::new(SeedDims::from(config));
-    let mut weights = Weights::init(backend, &net.layout, 0)?;
+    let net = Net::new(config)?;
+    let mut weights = Weights::init(backend, net.layout(), 0)?;
     import_model(backend, &mut weights, &loaded.tensors)?;
-    let diffusion = Diffusion::new(config);
+    let diffusion = Diffusion::new(config)?;
     let c = config.channels;
     let model = Model {
         net: &net,

@@ -79,7 +79,7 @@ fn losses<B: Loss + DdimStep>(b: &B, n: usize, per_image: usize, predict: Predic
     let rates: Vec<f32> = (0..n).map(|i| 0.4 + 0.2 * i as f32).flat_map(|a| [a.cos(), a.sin()]).collect();
     let (rates, later) = (Input::new(b, &rates), Input::new(b, &rates.iter().rev().copied().collect::<Vec<f32>>()));
     let (pred, noisy, images, noise) = (pred.view(), noisy.view(), images.view(), noise.view());
-    let input = LossInput { pred, noisy, images, noise, rates: rates.view() };
+    let input = LossInput { pred, noisy, images, noise, rates: rates.view(), weights: None };
     b.loss(&dims, input, Some(dp.view_mut()), values.view_mut()).unwrap();
     out.push((format!("values of {name}"), values.read(b)));
     out.push((format!("gradient of {name}"), dp.read(b)));
@@ -111,6 +111,7 @@ fn optimizer<B: Adam>(b: &B, n: usize, decoupled: bool, loss: f32, out: &mut Res
         m: m.view_mut(),
         v: v.view_mut(),
         ema: Some(ema.view_mut()),
+        clip: None,
     };
     b.adam_step(scalars.view(), Some(guard.view()), state).unwrap();
     let mut average = Guarded::from(b, &fill.f32s(5, n));
@@ -243,7 +244,7 @@ fn wrong_types_are_errors() {
     refused("loss", &[8, 8, 8, 8, 4, 8, 3], &|v| {
         let [pred, noisy, images, noise, rates, dp, out] = v else { unreachable!() };
         let (pred, noisy, images) = (pred.view(), noisy.view(), images.view());
-        let input = LossInput { pred, noisy, images, noise: noise.view(), rates: rates.view() };
+        let input = LossInput { pred, noisy, images, noise: noise.view(), rates: rates.view(), weights: None };
         let dims = LossDims::new(2, 4, Predict::Noise, LossKind::Mae);
         gpu.loss(&dims, input, Some(dp.view_mut()), out.view_mut())
     });
@@ -257,10 +258,11 @@ fn wrong_types_are_errors() {
         let dims = DdimDims { n: 2, per_image: 4, predict: 0 };
         gpu.ddim_step(&dims, pred.view(), now.view(), next.view(), x.view_mut(), Some(image.view_mut()))
     });
-    refused("adam", &[8, 1, 5, 5, 5, 5, 5], &|v| {
-        let [scalars, guard, params, grads, m, v, ema] = v else { unreachable!() };
+    refused("adam", &[8, 1, 5, 5, 5, 5, 5, 1], &|v| {
+        let [scalars, guard, params, grads, m, v, ema, clip] = v else { unreachable!() };
         let (params, m, v, ema) = (params.view_mut(), m.view_mut(), v.view_mut(), Some(ema.view_mut()));
-        gpu.adam_step(scalars.view(), Some(guard.view()), AdamState { params, grads: grads.view(), m, v, ema })
+        let clip = Some(clip.view());
+        gpu.adam_step(scalars.view(), Some(guard.view()), AdamState { params, grads: grads.view(), m, v, ema, clip })
     });
     refused("ema", &[8, 1, 5, 5], &|v| {
         let [scalars, guard, src, ema] = v else { unreachable!() };

@@ -202,7 +202,7 @@ fn losses_away_from_their_kinks() {
     let (images, noise) = (fill.f64s(0, n * per_image), fill.f64s(1, n * per_image));
     let noisy = fill.f64s(2, n * per_image);
     for (predict, kind) in (0..3).flat_map(|predict| (0..3).map(move |kind| (predict, kind))) {
-        let dims = LossDims { n: n as u32, per_image: per_image as u32, predict, loss: kind };
+        let dims = LossDims { n: n as u32, per_image: per_image as u32, predict, loss: kind, of: 3, add: 0 };
         // A prediction whose distance from the target stays clear of 0 and of 1, where f' is not differentiable.
         let target = |i: usize| {
             let (signal, noise_rate) = (rates[i / per_image * 2], rates[i / per_image * 2 + 1]);
@@ -210,7 +210,14 @@ fn losses_away_from_their_kinks() {
         };
         let distances = [-2.3, -1.2, -0.8, -0.1, 0.05, 0.4, 0.9, 1.1, 3.0];
         let pred: Vec<f64> = (0..n * per_image).map(|i| target(i) + distances[i % distances.len()]).collect();
-        let input = loss::LossInput { pred: &pred, noisy: &noisy, images: &images, noise: &noise, rates: &rates };
+        let input = loss::LossInput {
+            pred: &pred,
+            noisy: &noisy,
+            images: &images,
+            noise: &noise,
+            rates: &rates,
+            weights: Some(&[0.3, 2.5]),
+        };
         let dp = loss::loss(&dims, input).1;
         check(&format!("loss {kind} predict {predict}"), &dp, &pred, |pred| {
             loss::loss(&dims, loss::LossInput { pred, ..input }).0.loss

@@ -38,6 +38,7 @@ impl Buffers {
             m: m.view_mut(),
             v: v.view_mut(),
             ema: ema.as_mut().map(Guarded::view_mut),
+            clip: None,
         };
         let scalars = scalars(backend, h);
         let loss = Input::new(backend, &[0.5]);
@@ -164,7 +165,7 @@ fn wrong_lengths_are_errors() {
         let grads = Input::new(cpu, &vec![1.0; lengths[0]]);
         let [mut params, mut m, mut v, mut ema] = [1, 2, 3, 4].map(|i| Guarded::from(cpu, &vec![1.0; lengths[i]]));
         let (ema, params) = (Some(ema.view_mut()), params.view_mut());
-        let state = AdamState { params, grads: grads.view(), m: m.view_mut(), v: v.view_mut(), ema };
+        let state = AdamState { params, grads: grads.view(), m: m.view_mut(), v: v.view_mut(), ema, clip: None };
         cpu.adam_step(scalars(cpu, &AdamParams::new(1e-3, 0.0, true, 1)).view(), None, state)
     };
     step([33; 5]).unwrap();
@@ -192,6 +193,7 @@ fn a_loss_that_is_no_number_moves_nothing() {
                 m: m.view_mut(),
                 v: v.view_mut(),
                 ema: Some(ema.view_mut()),
+                clip: None,
             };
             cpu.adam_step(scalars(cpu, &h).view(), Some(guard.view()), state).unwrap();
             cpu.ema_update(scalars(cpu, &h).view(), Some(guard.view()), grads.view(), ema.view_mut()).unwrap();

@@ -129,7 +129,7 @@ impl Batch {
         let [pred, noisy, images, noise, rates] =
             [&self.pred, &self.noisy, &self.images, &self.noise, &self.rates].map(|v| to_f64(v));
         let (pred, noisy, images, noise, rates) = (&pred, &noisy, &images, &noise, &rates);
-        loss_truth::loss(dims, loss_truth::LossInput { pred, noisy, images, noise, rates })
+        loss_truth::loss(dims, loss_truth::LossInput { pred, noisy, images, noise, rates, weights: None })
     }
 
     /// ([loss, noise loss, image loss], dp).
@@ -144,6 +144,7 @@ impl Batch {
             images: images.view(),
             noise: noise.view(),
             rates: rates.view(),
+            weights: None,
         };
         backend.loss(dims, input, dp.as_mut().map(Guarded::view_mut), out.view_mut()).unwrap();
         (out.read(backend), dp.map_or(vec![], |dp| dp.read(backend)))
@@ -303,7 +304,7 @@ fn wrong_lengths_are_errors() {
         let [pred, noisy, images, noise, rates] = [0, 1, 2, 3, 4].map(|i| Input::new(cpu, &vec![0.5; lengths[i]]));
         let [mut dp, mut out] = [5, 6].map(|i| Guarded::output(cpu, lengths[i]));
         let (pred, noisy, images) = (pred.view(), noisy.view(), images.view());
-        let input = LossInput { pred, noisy, images, noise: noise.view(), rates: rates.view() };
+        let input = LossInput { pred, noisy, images, noise: noise.view(), rates: rates.view(), weights: None };
         cpu.loss(&dims, input, Some(dp.view_mut()), out.view_mut())
     };
     let lengths = [12, 12, 12, 12, 4, 12, 3];

@@ -163,6 +163,7 @@ fn record(step: u64, split: Split) -> Record {
         lr: 1e-3,
         images_per_second: 100.0,
         seconds: step as f64,
+        grad_norm: None,
     }
 }
 

@@ -46,8 +46,16 @@ fn checker(arithmetic: Arithmetic) -> Option<Gpu<Sim>> {
 fn networks() -> Vec<Config> {
     let base = Config { batch_size: 2, ema_decay: 0.9, block_depth: 1, ..Config::quick_preset() };
     vec![
-        Config { image_size: 16, widths: vec![32, 64], embedding_dim: 16, ..base.clone() },
-        Config { image_size: 12, widths: vec![5, 9], embedding_dim: 6, channels: 1, batch_size: 3, ..base.clone() },
+        Config { image_size: 16, widths: vec![32, 64], embedding_dim: 16, grad_clip: 1.0, ..base.clone() },
+        Config {
+            image_size: 12,
+            widths: vec![5, 9],
+            embedding_dim: 6,
+            channels: 1,
+            batch_size: 3,
+            accumulate: 3,
+            ..base.clone()
+        },
         Config { image_size: 8, widths: vec![24], embedding_dim: 8, channels: 4, predict: Predict::Image, ..base },
     ]
 }
@@ -81,7 +89,7 @@ fn everything(gpu: &Gpu<Sim>, config: &Config) {
     let (images, noise) = (normal(), normal());
     let mut times = gpu.alloc(shape.n).unwrap();
     gpu.fill_uniform(key, step, Gpu::<Sim>::all_mut(&mut times)).unwrap();
-    let batch = Batch { images: &images, noise: &noise, times: &times };
+    let batch = Batch { images: &images, noise: &noise, times: &times, labels: None, dropout: None };
     assert!(state.evaluate(gpu, &batch).unwrap().loss.is_finite());
     state.predict(gpu, Mode::Eval, &batch).unwrap();
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::ValueEnum;
 use ddim_engine::check::{self, Report, Tolerances};
-use ddim_engine::config::Config;
+use ddim_engine::config::{Config, LrSchedule};
 use ddim_engine::device::gpu::Arithmetic;
 use ddim_engine::error::{Error, Result};
 use ddim_engine::ops::Backend;
@@ -65,11 +65,13 @@ pub fn train(device: &Chosen, options: TrainOptions) -> Result<()> {
     }
     text.push_str(&format!(
         "checkpoint   {}\nmetrics      {run}/metrics.jsonl (TensorBoard: tensorboard --logdir {run})\n\
-         next\n  ddim-engine sample {run}\n  ddim-engine sample {run} --count 9 --gif denoising.gif\n  \
-         ddim-engine train --resume {run} --epochs {}\n",
+         next\n  ddim-engine sample {run}\n  ddim-engine sample {run} --count 9 --gif denoising.gif\n",
         summary.checkpoint.display(),
-        2 * summary.epochs
     ));
+    // A learning rate that falls to its end has come to it.
+    if options.config.lr_schedule == LrSchedule::Constant {
+        text.push_str(&format!("  ddim-engine train --resume {run} --epochs {}\n", 2 * summary.epochs));
+    }
     print::stdout(&text)
 }
 

@@ -8,6 +8,7 @@
 mod keys;
 mod resolve;
 mod text;
+mod training;
 pub mod unet;
 
 pub use keys::{KEYS, Key, Kind};
@@ -71,6 +72,18 @@ pub enum OptimizerKind {
     Adam,
 }
 
+/// How the learning rate follows the steps of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LrSchedule {
+    /// `lr` throughout, after the warm-up.
+    Constant,
+    /// From `lr` to `lr_min` along half a cosine.
+    Cosine,
+    /// From `lr` to `lr_min` along a line.
+    Linear,
+}
+
 /// Arithmetic of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -115,10 +128,20 @@ pub struct Config {
     pub optimizer: OptimizerKind,
     /// Learning rate.
     pub lr: f64,
+    /// Learning rate over the run.
+    pub lr_schedule: LrSchedule,
+    /// Steps in which the learning rate rises, along a line, to `lr`.
+    pub lr_warmup: usize,
+    /// Where `lr_schedule` ends, if it is not constant.
+    pub lr_min: f64,
     /// Weight decay.
     pub weight_decay: f64,
+    /// Largest norm of all gradients together, above which they are scaled down to it; 0 switches it off.
+    pub grad_clip: f64,
     /// Images in a step.
     pub batch_size: usize,
+    /// Parts that a batch is computed in, one after the other, to need less memory; divides `batch_size`.
+    pub accumulate: usize,
     /// Passes over the training images; ignored where `steps` is set.
     pub epochs: usize,
     /// Total optimiser steps; 0 leaves it to `epochs`.
@@ -139,6 +162,8 @@ pub struct Config {
     pub normalize_batches: usize,
     /// Decay of the exponential moving average of the weights; 0 switches it off.
     pub ema_decay: f64,
+    /// The average over t steps decays by at most (1 + t) / (10 + t), so that the first weights are forgotten soon.
+    pub ema_warmup: bool,
     /// Steps between validations; 0 validates at the end of each epoch.
     pub eval_every: usize,
     /// Pictures in the sample grid after every epoch.
@@ -151,6 +176,10 @@ pub struct Config {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unet: Option<UnetConfig>,
 }
+
+/// Keys that came after the first version: where a complete file (a run's `config.toml`) lacks one, it means the preset `seed`'s value,
+/// which is what the version that wrote the file did.
+pub const LATER_KEYS: &[&str] = &["lr_schedule", "lr_warmup", "lr_min", "grad_clip", "accumulate", "ema_warmup"];
 
 /// The presets, and what each is for.
 pub const PRESETS: &[(&str, &str)] = &[
@@ -179,8 +208,13 @@ impl Config {
             loss: LossKind::Mae,
             optimizer: OptimizerKind::AdamW,
             lr: 1e-3,
+            lr_schedule: LrSchedule::Constant,
+            lr_warmup: 0,
+            lr_min: 0.0,
             weight_decay: 1e-4,
+            grad_clip: 0.0,
             batch_size: 64,
+            accumulate: 1,
             epochs: 50,
             steps: 0,
             seed: 0,
@@ -191,6 +225,7 @@ impl Config {
             valid_fraction: 0.2,
             normalize_batches: 55,
             ema_decay: 0.0,
+            ema_warmup: true,
             eval_every: 0,
             sample_count: 36,
             sample_steps: 20,

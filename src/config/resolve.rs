@@ -7,7 +7,7 @@ use toml::{Table, Value};
 
 use super::keys::{self, KEYS, Key};
 use super::unet::{self, UnetConfig};
-use super::{Config, Family, Precision};
+use super::{Config, Family, LATER_KEYS, Precision};
 use crate::error::{Error, Result};
 
 /// Largest configuration file that is read.
@@ -109,12 +109,16 @@ impl Config {
         Config::from_table(table)
     }
 
-    /// A complete configuration, as [`Config::to_toml`] writes it.
+    /// A complete configuration, as [`Config::to_toml`] writes it; one of an earlier version may lack [`LATER_KEYS`].
     ///
     /// # Errors
     /// Not TOML, a key that is missing or unknown, or a value that does not do.
     pub fn from_toml(text: &str) -> Result<Config> {
-        let table = file_layer(text).map_err(Error::Usage)?;
+        let mut table = file_layer(text).map_err(Error::Usage)?;
+        let neutral = Config::seed_preset().table()?;
+        for name in LATER_KEYS.iter().filter(|name| !table.contains_key(**name)).collect::<Vec<_>>() {
+            table.extend(neutral.get(*name).map(|value| (name.to_string(), value.clone())));
+        }
         let missing: Vec<_> = KEYS.iter().map(|key| key.name).filter(|name| !table.contains_key(*name)).collect();
         if !missing.is_empty() {
             return Err(Error::Usage(format!("missing keys: {}", missing.join(", "))));
@@ -197,10 +201,19 @@ impl Config {
                 keys::number(self.max_signal_rate)
             ));
         }
-        if self.family == Family::Seed && self.batch_size == 1 && size == multiple {
+        self.check_training()?;
+        let part = self.batch_size / self.accumulate;
+        if self.family == Family::Seed && part == 1 && size == multiple {
+            let of = if self.accumulate > 1 {
+                format!(" (in {} parts by accumulate)", self.accumulate)
+            } else {
+                String::new()
+            };
             return Err(format!(
-                "batch_size 1 with image_size {size} and {levels} levels: the innermost level has one value per channel, and batch \
-                 norm has no deviation; expected batch_size 2 or more, or image_size {} or more",
+                "batch_size {}{of} with image_size {size} and {levels} levels: the innermost level has one value per channel, and batch \
+                 norm has no deviation; expected batch_size {} or more, or image_size {} or more",
+                self.batch_size,
+                2 * self.accumulate,
                 2 * multiple
             ));
         }

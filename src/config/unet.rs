@@ -12,6 +12,8 @@ pub enum DownBlock {
     DownBlock2D,
     /// Residual blocks, each followed by self-attention.
     AttnDownBlock2D,
+    /// Residual blocks; the resolution is halved by another one.
+    ResnetDownsampleBlock2D,
 }
 
 /// Block of a level on the way up.
@@ -21,6 +23,8 @@ pub enum UpBlock {
     UpBlock2D,
     /// Residual blocks, each followed by self-attention.
     AttnUpBlock2D,
+    /// Residual blocks; the resolution is doubled by another one.
+    ResnetUpsampleBlock2D,
 }
 
 /// The block between the way down and the way up.
@@ -84,16 +88,16 @@ pub struct UnetConfig {
     pub attention_head_dim: Option<usize>,
     /// Groups of every group norm.
     pub norm_num_groups: usize,
-    /// Groups of the norm before the attention in the middle; missing: as `norm_num_groups`.
+    /// Groups of the norm before the attention in the middle; missing: as `norm_num_groups`, or no norm with `scale_shift`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attn_norm_num_groups: Option<usize>,
     /// Added to the variance of every group norm.
     pub norm_eps: f64,
     /// 1: zeros on all sides before a strided convolution; 0: only on the right and below.
     pub downsample_padding: usize,
-    /// How resolution is halved.
+    /// How an `AttnDownBlock2D` halves the resolution.
     pub downsample_type: ResampleType,
-    /// How it is doubled.
+    /// How an `AttnUpBlock2D` doubles it.
     pub upsample_type: ResampleType,
     /// How the time embedding acts.
     pub resnet_time_scale_shift: TimeScaleShift,
@@ -208,15 +212,6 @@ impl UnetConfig {
         let c = &self.block_out_channels;
         if let Some(groups) = self.attn_norm_num_groups {
             divides("attn_norm_num_groups", groups, c[levels - 1])?;
-        }
-        if self.resnet_time_scale_shift == TimeScaleShift::ScaleShift
-            && self.attn_norm_num_groups.is_none()
-            && self.mid_block_type == MidBlock::UNetMidBlock2D
-            && self.add_attention
-        {
-            return Err("unet.resnet_time_scale_shift scale_shift with unet.add_attention true: the attention in the \
-                 middle then has no norm unless unet.attn_norm_num_groups is given; give it"
-                .into());
         }
         let attention_at = |i: usize| {
             self.down_block_types[i] == DownBlock::AttnDownBlock2D

@@ -4,8 +4,7 @@
 use super::Diffusion;
 use crate::error::{Error, Result};
 use crate::model::params::Weights;
-use crate::model::seed_unet::SeedUnet;
-use crate::model::{Act, Mode};
+use crate::model::{Act, Mode, Net};
 use crate::ops::Backend;
 use crate::ops::ddim::DdimDims;
 use crate::ops::loss::predict_code;
@@ -21,7 +20,7 @@ pub fn time_grid(steps: usize) -> Vec<f32> {
 /// Turns noise into normalised pictures, one batch after the other of the same shape.
 pub struct Sampler<'a, B: Backend> {
     backend: &'a B,
-    net: &'a SeedUnet,
+    net: &'a Net,
     weights: &'a mut Weights<B>,
     diffusion: Diffusion,
     steps: usize,
@@ -39,7 +38,7 @@ impl<'a, B: Backend> Sampler<'a, B> {
     /// Fewer than 2 steps; out of memory.
     pub fn new(
         backend: &'a B,
-        net: &'a SeedUnet,
+        net: &'a Net,
         weights: &'a mut Weights<B>,
         diffusion: &Diffusion,
         shape: Shape,
@@ -49,7 +48,7 @@ impl<'a, B: Backend> Sampler<'a, B> {
             return Err(Error::Usage(format!("sampling needs at least 2 steps, {steps} given")));
         }
         let (x, image) = (Tensor::new(backend, shape)?, Tensor::new(backend, shape)?);
-        Ok(Sampler { backend, net, weights, diffusion: diffusion.in_single(), steps, x, image, graph: None })
+        Ok(Sampler { backend, net, weights, diffusion: diffusion.clone().in_single(), steps, x, image, graph: None })
     }
 
     /// Shape of a batch.
@@ -77,14 +76,14 @@ impl<'a, B: Backend> Sampler<'a, B> {
         let condition = |t: f32| {
             let mut times = backend.alloc(shape.n)?;
             backend.fill(B::all_mut(&mut times), t)?;
-            self.diffusion.condition(backend, &times)
+            self.diffusion.condition(backend, None, &times)
         };
         let grid = time_grid(self.steps);
         let mut now = condition(grid[0])?;
         for (call, &t) in grid[1..].iter().enumerate() {
             let next = condition(t)?;
-            let embedding = Act { tensor: now.embedding.tensor, stats: None };
-            let (pred, _) = self.net.forward(backend, self.weights, Mode::Eval, &self.x, embedding)?;
+            now.embedding = now.embedding.map(|e| Act { tensor: e.tensor, stats: None });
+            let (pred, _) = self.net.forward(backend, self.weights, Mode::Eval, &self.x, &mut now, None)?;
             let (rates_now, rates_next) = (B::all(&now.rates), B::all(&next.rates));
             let (x, image) = (self.x.view_mut(), Some(self.image.view_mut()));
             backend.ddim_step(&dims, pred.view(), rates_now, rates_next, x, image)?;

@@ -3,9 +3,13 @@
 //! `forward` returns a context, `backward` takes it by value: there is no tape. Gradients of parameters accumulate into one flat
 //! buffer, gradients of activations are returned as new tensors.
 
+pub mod net;
 pub mod params;
 pub mod res_block;
 pub mod seed_unet;
+pub mod unet2d;
+
+pub use net::{Condition, Net, NetCtx, NetNoise};
 
 use crate::device::Memory;
 use crate::tensor::Tensor;

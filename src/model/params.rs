@@ -30,6 +30,34 @@ pub enum ParamShape {
     },
     /// A vector of this length.
     Vector(usize),
+    /// A linear layer: output channels, input channels. In memory [C, K].
+    Matrix {
+        /// K.
+        k: usize,
+        /// C.
+        c: usize,
+    },
+    /// A table of vectors, such as the embeddings of classes; the same in memory and in files.
+    Table {
+        /// Vectors.
+        rows: usize,
+        /// Elements of a vector.
+        c: usize,
+    },
+    /// Some columns of a matrix [C, K of all] that several layers share in memory, so that one product serves them. In files it is the
+    /// layer's own [K, C], or `[K]` for biases (C = 1).
+    Columns {
+        /// K.
+        k: usize,
+        /// C.
+        c: usize,
+        /// K of all layers.
+        of: usize,
+        /// The first column.
+        at: usize,
+        /// A bias.
+        vector: bool,
+    },
 }
 
 impl ParamShape {
@@ -38,6 +66,15 @@ impl ParamShape {
         match *self {
             ParamShape::Filter { k, c, side } => k * c * side * side,
             ParamShape::Vector(n) => n,
+            ParamShape::Matrix { k, c } | ParamShape::Columns { k, c, .. } => k * c,
+            ParamShape::Table { rows, c } => rows * c,
+        }
+    }
+    /// Elements of its place in memory, which it may share.
+    fn place_len(&self) -> usize {
+        match *self {
+            ParamShape::Columns { c, of, .. } => c * of,
+            _ => self.len(),
         }
     }
     /// True where it has no elements.
@@ -49,6 +86,10 @@ impl ParamShape {
         match *self {
             ParamShape::Filter { k, c, side } => vec![k, c, side, side],
             ParamShape::Vector(n) => vec![n],
+            ParamShape::Matrix { k, c } => vec![k, c],
+            ParamShape::Table { rows, c } => vec![rows, c],
+            ParamShape::Columns { k, vector: true, .. } => vec![k],
+            ParamShape::Columns { k, c, .. } => vec![k, c],
         }
     }
 }
@@ -60,6 +101,8 @@ pub enum Init {
     Uniform(f32),
     /// All the same.
     Constant(f32),
+    /// Normal with mean 0 and this deviation.
+    Normal(f32),
 }
 
 /// One named part of the flat buffers.
@@ -92,7 +135,7 @@ const ALIGN: usize = 16;
 impl Layout {
     fn add(&mut self, name: String, shape: ParamShape, init: Init, learned: bool) -> ParamId {
         let len = &mut self.lens[usize::from(!learned)];
-        let range = *len..*len + shape.len();
+        let range = *len..*len + shape.place_len();
         *len = range.end.next_multiple_of(ALIGN);
         self.specs.push(Spec { name, shape, init, range, learned });
         ParamId(self.specs.len() - 1)
@@ -107,6 +150,50 @@ impl Layout {
             b: self.add(format!("{name}.bias"), ParamShape::Vector(k), init, true),
             c,
         }
+    }
+
+    /// A linear layer's `weight` and `bias` with PyTorch's default initialisation.
+    pub fn linear(&mut self, name: &str, k: usize, c: usize) -> ConvParams {
+        let init = Init::Uniform(1.0 / (c as f32).sqrt());
+        ConvParams {
+            w: self.add(format!("{name}.weight"), ParamShape::Matrix { k, c }, init, true),
+            b: self.add(format!("{name}.bias"), ParamShape::Vector(k), init, true),
+            c,
+        }
+    }
+
+    /// Linear layers of the same input that lie side by side in memory: one 1x1 convolution of `names.len() * k` output channels.
+    pub fn fused_linear(&mut self, names: &[String], k: usize, c: usize) -> ConvParams {
+        let init = Init::Uniform(1.0 / (c as f32).sqrt());
+        let of = names.len() * k;
+        let mut places: [Option<(ParamId, Range<usize>)>; 2] = [None, None];
+        for (i, name) in names.iter().enumerate() {
+            for (place, (what, c, vector)) in places.iter_mut().zip([("weight", c, false), ("bias", 1, true)]) {
+                let shape = ParamShape::Columns { k, c, of, at: i * k, vector };
+                let name = format!("{name}.{what}");
+                match place {
+                    None => {
+                        let id = self.add(name, shape, init, true);
+                        *place = Some((id, self.range(id)));
+                    }
+                    Some((_, range)) => {
+                        self.specs.push(Spec { name, shape, init, range: range.clone(), learned: true })
+                    }
+                }
+            }
+        }
+        let id = |place: &Option<(ParamId, Range<usize>)>| place.as_ref().map_or(ParamId(0), |(id, _)| *id);
+        ConvParams { w: id(&places[0]), b: id(&places[1]), c }
+    }
+
+    /// A learned table of `rows` vectors, PyTorch's `Embedding`.
+    pub fn table(&mut self, name: String, rows: usize, c: usize) -> ParamId {
+        self.add(name, ParamShape::Table { rows, c }, Init::Normal(1.0), true)
+    }
+
+    /// Random numbers that are part of the model but not learned.
+    pub fn fixed_normal(&mut self, name: String, len: usize, deviation: f32) -> ParamId {
+        self.add(name, ParamShape::Vector(len), Init::Normal(deviation), false)
     }
 
     /// A learned vector.
@@ -182,6 +269,10 @@ impl<B: Backend> Weights<B> {
                 Init::Uniform(bound) => {
                     Stream::new(seed, Purpose::Init, 0, i as u64).fill_uniform(&mut values);
                     values.iter_mut().for_each(|v| *v = (2.0 * *v - 1.0) * bound);
+                }
+                Init::Normal(deviation) => {
+                    Stream::new(seed, Purpose::Init, 0, i as u64).fill_normal(&mut values);
+                    values.iter_mut().for_each(|v| *v *= deviation);
                 }
             }
             weights.load(backend, spec, &values)?;
@@ -287,11 +378,17 @@ pub fn visit_flat<M: Memory>(
 ) -> Result<()> {
     for spec in layout.specs() {
         let Some(buffer) = buffers[usize::from(!spec.learned)] else { continue };
-        let mut values = vec![0.0; spec.shape.len()];
+        let mut values = vec![0.0; spec.range.len()];
         memory.download(M::slice(buffer, spec.range.clone()), &mut values)?;
-        if let ParamShape::Filter { k, c, side } = spec.shape {
-            values = transpose(&values, side * side, c, k);
-        }
+        values = match spec.shape {
+            ParamShape::Filter { k, c, side } => transpose(&values, side * side, c, k),
+            ParamShape::Matrix { k, c } => transpose(&values, 1, c, k),
+            ParamShape::Columns { k, c, of, at, .. } => {
+                let columns: Vec<f32> = values.chunks_exact(of).flat_map(|row| &row[at..at + k]).copied().collect();
+                transpose(&columns, 1, c, k)
+            }
+            ParamShape::Vector(_) | ParamShape::Table { .. } => values,
+        };
         visit(spec, &values)?;
     }
     Ok(())
@@ -303,12 +400,23 @@ pub fn visit_flat<M: Memory>(
 /// The device failed, or the number of values is wrong.
 pub fn load_flat<M: Memory>(memory: &M, spec: &Spec, values: &[f32], buffer: &mut M::Buffer) -> Result<()> {
     crate::ops::expect_len("load", &spec.name, values.len(), spec.shape.len())?;
-    let [dst] = M::slices_mut(buffer, [spec.range.clone()]);
-    match spec.shape {
+    let values = match spec.shape {
         // [K, C, T] read as [T', C', K'] with the roles exchanged.
-        ParamShape::Filter { k, c, side } => memory.upload(&transpose(values, k, c, side * side), dst),
-        ParamShape::Vector(_) => memory.upload(values, dst),
-    }
+        ParamShape::Filter { k, c, side } => transpose(values, k, c, side * side),
+        ParamShape::Matrix { k, c } => transpose(values, k, c, 1),
+        ParamShape::Vector(_) | ParamShape::Table { .. } => values.to_vec(),
+        ParamShape::Columns { k, c, of, at, .. } => {
+            let mut all = vec![0.0; spec.range.len()];
+            memory.download(M::slice(buffer, spec.range.clone()), &mut all)?;
+            let columns = transpose(values, k, c, 1);
+            for (row, columns) in all.chunks_exact_mut(of).zip(columns.chunks_exact(k)) {
+                row[at..at + k].copy_from_slice(columns);
+            }
+            all
+        }
+    };
+    let [dst] = M::slices_mut(buffer, [spec.range.clone()]);
+    memory.upload(&values, dst)
 }
 
 /// [A, C, B] to [B, C, A].

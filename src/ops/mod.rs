@@ -16,8 +16,10 @@ pub mod batch_norm;
 pub mod conv;
 pub mod ddim;
 pub mod embed;
+pub mod grad_norm;
 pub mod group_norm;
 pub mod images;
+pub mod levels;
 pub mod linear;
 pub mod loss;
 pub mod noise;
@@ -40,8 +42,10 @@ pub trait Backend:
     + conv::Conv
     + ddim::DdimStep
     + embed::Embed
+    + grad_norm::GradNorm
     + group_norm::GroupNorm
     + images::Images
+    + levels::Levels
     + linear::Linear
     + loss::Loss
     + noise::Noise
@@ -61,8 +65,10 @@ impl<B> Backend for B where
         + conv::Conv
         + ddim::DdimStep
         + embed::Embed
+        + grad_norm::GradNorm
         + group_norm::GroupNorm
         + images::Images
+        + levels::Levels
         + linear::Linear
         + loss::Loss
         + noise::Noise

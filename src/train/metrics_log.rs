@@ -48,6 +48,9 @@ pub struct Record {
     /// Seconds of training so far.
     #[serde(deserialize_with = "null_is_nan")]
     pub seconds: f64,
+    /// Mean norm of the gradients before they were clipped; only of training, and where they are clipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grad_norm: Option<f64>,
 }
 
 fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {

@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`run_dir`] | the folder of a run: its paths, its lock, files written whole or not at all |
+//! | [`lr`] | the learning rate of every step |
 //! | [`checkpoint`] | save, verify, find and prune checkpoints; [`tensor_file`] reads and writes their safetensors |
 //! | [`metrics_log`], [`tensorboard`] | numbers and pictures of a run, for programs and for people |
 //! | [`progress`], [`interrupt`] | what is said on the terminal, and Ctrl-C |
@@ -11,6 +12,7 @@
 pub mod batches;
 pub mod checkpoint;
 pub mod interrupt;
+pub mod lr;
 pub mod metrics_log;
 mod palette;
 pub mod picture;

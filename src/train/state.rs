@@ -6,24 +6,26 @@ use crate::config::{Config, OptimizerKind};
 use crate::device::ReadBack;
 use crate::diffusion::Diffusion;
 use crate::error::{Error, Result};
-use crate::model::Mode;
 use crate::model::params::{Weights, load_flat, visit_flat};
-use crate::model::seed_unet::{SeedDims, SeedUnet};
+use crate::model::{Condition, Mode, Net, NetCtx, NetNoise};
 use crate::ops::Backend;
 use crate::ops::adam::{AdamParams, AdamScalars, AdamState};
-use crate::ops::loss::{LossInput, LossValues};
-use crate::ops::noise::step_word;
+use crate::ops::loss::{LossDims, LossInput, LossValues};
+use crate::ops::noise::{NoiseKey, step_word};
 use crate::tensor::Tensor;
+use crate::train::lr::LrPlan;
 use crate::train::tensor_file::NamedTensor;
 
 /// A network in training.
 pub struct TrainState<B: Backend> {
     /// The network.
-    pub net: SeedUnet,
+    pub net: Net,
     /// Its weights.
     pub weights: Weights<B>,
     /// Schedule and objective.
     pub diffusion: Diffusion,
+    /// The points of the schedule, on the device, where it has points.
+    table: Option<B::Buffer>,
     /// Gradients of the last step, one flat buffer.
     pub grads: B::Buffer,
     m: B::Buffer,
@@ -34,13 +36,19 @@ pub struct TrainState<B: Backend> {
     ema_running: Option<B::Buffer>,
     /// What changes from step to step, on the device: [`AdamScalars`], then the step's number.
     numbers: B::Buffer,
+    /// Loss, noise loss, image loss; the norm of the gradients and the factor that Adam takes them by.
     losses: B::Buffer,
+    /// Largest norm of the gradients, where they are clipped.
+    grad_clip: Option<f32>,
+    /// Images of the parts that a batch is computed in.
+    pub part: usize,
     /// Optimiser steps taken.
     pub step: u64,
-    lr: f64,
+    lr: LrPlan,
     weight_decay: f64,
     decoupled: bool,
     ema_decay: f64,
+    ema_warmup: bool,
 }
 
 /// The operands of a step. Shapes [N, H, W, C]; times `[N]`.
@@ -51,14 +59,34 @@ pub struct Batch<'a, B: Backend> {
     pub noise: &'a Tensor<B>,
     /// Diffusion times in [0, 1].
     pub times: &'a B::Buffer,
+    /// Classes, where the network knows classes.
+    pub labels: Option<&'a B::Buffer>,
+    /// For dropout, where the network drops activations out: seed and first image.
+    pub dropout: Option<NoiseKey>,
+}
+
+/// Which part of a batch a [`Batch`] is, where one is computed in parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Images of the whole batch.
+    pub of: usize,
+    /// The first part: gradients and losses start from it.
+    pub first: bool,
+}
+
+impl Part {
+    /// All of a batch of `n` images.
+    pub fn whole(n: usize) -> Self {
+        Part { of: n, first: true }
+    }
 }
 
 /// The forward half of a step: the network's output, the noisy input and the loss.
 struct Forward<B: Backend> {
     noisy: Tensor<B>,
     pred: Tensor<B>,
-    ctx: Option<crate::model::seed_unet::SeedCtx<B>>,
-    rates: B::Buffer,
+    ctx: Option<NetCtx<B>>,
+    condition: Condition<B>,
 }
 
 impl<B: Backend> TrainState<B> {
@@ -67,16 +95,18 @@ impl<B: Backend> TrainState<B> {
     /// # Errors
     /// Out of memory.
     pub fn new(backend: &B, config: &Config) -> Result<Self> {
-        let net = SeedUnet::new(SeedDims::from(config));
-        let weights = Weights::init(backend, &net.layout, config.seed)?;
-        let len = net.layout.flat_len();
+        let net = Net::new(config)?;
+        let weights = Weights::init(backend, net.layout(), config.seed)?;
+        let len = net.layout().flat_len();
+        let diffusion = Diffusion::new(config)?;
         let zeros = || -> Result<B::Buffer> {
             let mut buffer = backend.alloc(len)?;
             backend.fill(B::all_mut(&mut buffer), 0.0)?;
             Ok(buffer)
         };
         let mut state = TrainState {
-            diffusion: Diffusion::new(config),
+            table: diffusion.table(backend)?,
+            diffusion,
             grads: zeros()?,
             m: zeros()?,
             v: zeros()?,
@@ -87,12 +117,15 @@ impl<B: Backend> TrainState<B> {
                 None
             },
             numbers: backend.alloc(AdamScalars::LEN + 1)?,
-            losses: backend.alloc(3)?,
+            losses: backend.alloc(5)?,
+            grad_clip: (config.grad_clip > 0.0).then_some(config.grad_clip as f32),
+            part: config.batch_size / config.accumulate,
             step: 0,
-            lr: config.lr,
+            lr: LrPlan::new(config, config.steps as u64),
             weight_decay: config.weight_decay,
             decoupled: config.optimizer == OptimizerKind::AdamW,
             ema_decay: config.ema_decay,
+            ema_warmup: config.ema_warmup,
             net,
             weights,
         };
@@ -113,19 +146,27 @@ impl<B: Backend> TrainState<B> {
     }
 
     fn forward(&mut self, backend: &B, mode: Mode, batch: &Batch<'_, B>) -> Result<Forward<B>> {
-        let condition = self.diffusion.condition(backend, batch.times)?;
+        let mut condition = self.diffusion.condition(backend, self.table.as_ref(), batch.times)?;
+        if let Some(labels) = batch.labels {
+            let mut copy = backend.alloc(B::buffer_len(labels))?;
+            backend.copy(B::all(labels), B::all_mut(&mut copy))?;
+            condition.labels = Some(copy);
+        }
         let mut noisy = Tensor::new(backend, batch.images.shape)?;
         let rates = B::all(&condition.rates);
         backend.q_sample(batch.images.view(), batch.noise.view(), rates, noisy.view_mut())?;
-        let (pred, ctx) = self.net.forward(backend, &mut self.weights, mode, &noisy, condition.embedding)?;
-        Ok(Forward { noisy, pred, ctx, rates: condition.rates })
+        let step = B::slice(&self.numbers, AdamScalars::LEN..AdamScalars::LEN + 1);
+        let noise = batch.dropout.map(|key| NetNoise { key, step });
+        let (pred, ctx) = self.net.forward(backend, &mut self.weights, mode, &noisy, &mut condition, noise)?;
+        Ok(Forward { noisy, pred, ctx, condition })
     }
 
-    /// Asks for the loss of a forward pass, into `self.losses`.
+    /// Asks for the loss of a forward pass, into `self.losses`; of a part of a batch where `part` says so.
     fn loss(
         &mut self,
         backend: &B,
         batch: &Batch<'_, B>,
+        part: Part,
         forward: &Forward<B>,
         dpred: Option<&mut Tensor<B>>,
     ) -> Result<()> {
@@ -134,32 +175,49 @@ impl<B: Backend> TrainState<B> {
             noisy: forward.noisy.view(),
             images: batch.images.view(),
             noise: batch.noise.view(),
-            rates: B::all(&forward.rates),
+            rates: B::all(&forward.condition.rates),
+            weights: forward.condition.weights.as_ref().map(B::all),
         };
         let dims = self.diffusion.loss_dims(batch.images.shape);
-        backend.loss(&dims, input, dpred.map(Tensor::view_mut), B::all_mut(&mut self.losses))
+        let dims = LossDims { of: part.of as u32, add: u32::from(!part.first), ..dims };
+        #[allow(clippy::single_range_in_vec_init)] // one view, not a list of numbers
+        let [losses] = B::slices_mut(&mut self.losses, [0..3]);
+        backend.loss(&dims, input, dpred.map(Tensor::view_mut), losses)
     }
 
-    /// Where the last step or evaluation left loss, noise loss and image loss, `[3]`.
+    /// Where the last step or evaluation left loss, noise loss and image loss, `[3]`; where gradients are clipped, with the norm of the
+    /// last step's behind them, `[4]`.
     pub fn losses(&self) -> B::Slice<'_> {
-        B::all(&self.losses)
+        B::slice(&self.losses, 0..if self.grad_clip.is_some() { 4 } else { 3 })
     }
 
     fn read_losses(&self, backend: &B) -> Result<LossValues> {
-        Ok(LossValues::from_slots(&backend.read_back(self.losses())?.wait()?))
+        Ok(LossValues::from_slots(&backend.read_back(B::slice(&self.losses, 0..3))?.wait()?))
     }
 
     /// Asks for the gradients of one batch: forward, loss and backward, nothing read back.
     fn differentiate(&mut self, backend: &B, batch: &Batch<'_, B>) -> Result<()> {
+        self.differentiate_part(backend, batch, Part::whole(batch.images.shape.n))
+    }
+
+    /// The same for a part of a batch: gradients and losses are the batch's after its last part.
+    ///
+    /// # Errors
+    /// Out of memory, or the device failed.
+    pub fn differentiate_part(&mut self, backend: &B, batch: &Batch<'_, B>, part: Part) -> Result<()> {
         let mut forward = self.forward(backend, Mode::Train, batch)?;
         let mut dpred = Tensor::new(backend, batch.images.shape)?;
-        self.loss(backend, batch, &forward, Some(&mut dpred))?;
+        self.loss(backend, batch, part, &forward, Some(&mut dpred))?;
         let ctx = forward.ctx.take();
-        let Forward { noisy, pred, rates, .. } = forward;
-        drop((pred, rates));
+        let Forward { noisy, pred, condition, .. } = forward;
+        drop(pred);
         let ctx = ctx.ok_or_else(|| Error::Failed("the network kept no context in training".into()))?;
-        backend.fill(B::all_mut(&mut self.grads), 0.0)?;
-        self.net.backward(backend, &self.weights, &mut self.grads, ctx, &noisy, dpred)
+        if part.first {
+            backend.fill(B::all_mut(&mut self.grads), 0.0)?;
+        }
+        let step = B::slice(&self.numbers, AdamScalars::LEN..AdamScalars::LEN + 1);
+        let noise = batch.dropout.map(|key| NetNoise { key, step });
+        self.net.backward(backend, &self.weights, &mut self.grads, ctx, &noisy, &condition, noise, dpred)
     }
 
     /// Gradients of one batch into `grads`, without a step of the optimiser. Batch norm's running statistics move.
@@ -171,6 +229,16 @@ impl<B: Backend> TrainState<B> {
         self.read_losses(backend)
     }
 
+    /// Sets the number of steps of the whole run, which a falling learning rate ends with. Until then it is the configuration's `steps`.
+    pub fn plan(&mut self, config: &Config, total: u64) {
+        self.lr = LrPlan::new(config, total);
+    }
+
+    /// The learning rate of the last step; before the first, that of the first.
+    pub fn lr(&self) -> f64 {
+        self.lr.at(self.step.saturating_sub(1))
+    }
+
     /// Counts a step, and brings to the device what changes with it.
     ///
     /// # Errors
@@ -179,9 +247,12 @@ impl<B: Backend> TrainState<B> {
         let began = self.step;
         self.step += 1;
         let step = u32::try_from(self.step).unwrap_or(u32::MAX);
-        let mut params = AdamParams::new(self.lr, self.weight_decay, self.decoupled, step);
-        // Warm-up: an average over t steps cannot remember more than t of them.
-        params.ema_decay = self.ema_decay.min((1.0 + f64::from(step)) / (10.0 + f64::from(step)));
+        let mut params = AdamParams::new(self.lr.at(began), self.weight_decay, self.decoupled, step);
+        params.ema_decay = self.ema_decay;
+        if self.ema_warmup {
+            // An average over t steps cannot remember more than t of them.
+            params.ema_decay = self.ema_decay.min((1.0 + f64::from(step)) / (10.0 + f64::from(step)));
+        }
         let mut numbers = bytemuck::cast::<AdamScalars, [f32; AdamScalars::LEN]>(params.scalars()?).to_vec();
         numbers.push(step_word(began));
         backend.upload(&numbers, B::all_mut(&mut self.numbers))
@@ -199,6 +270,14 @@ impl<B: Backend> TrainState<B> {
     /// Out of memory, or the device failed.
     pub fn run_step(&mut self, backend: &B, batch: &Batch<'_, B>) -> Result<()> {
         self.differentiate(backend, batch)?;
+        self.finish_step(backend)
+    }
+
+    /// The optimiser's half of [`TrainState::run_step`], after [`TrainState::differentiate_part`] for every part of the batch.
+    ///
+    /// # Errors
+    /// Out of memory, or the device failed.
+    pub fn finish_step(&mut self, backend: &B) -> Result<()> {
         self.apply(backend, true)
     }
 
@@ -212,6 +291,11 @@ impl<B: Backend> TrainState<B> {
     }
 
     fn apply(&mut self, backend: &B, guarded: bool) -> Result<()> {
+        if let Some(limit) = self.grad_clip {
+            #[allow(clippy::single_range_in_vec_init)] // one view, not a list of numbers
+            let [out] = B::slices_mut(&mut self.losses, [3..5]);
+            backend.grad_norm(limit, B::all(&self.grads), out)?;
+        }
         let scalars = B::slice(&self.numbers, 0..AdamScalars::LEN);
         let guard = guarded.then(|| B::slice(&self.losses, 0..1));
         let state = AdamState {
@@ -220,6 +304,7 @@ impl<B: Backend> TrainState<B> {
             m: B::all_mut(&mut self.m),
             v: B::all_mut(&mut self.v),
             ema: self.ema.as_mut().map(B::all_mut),
+            clip: self.grad_clip.map(|_| B::slice(&self.losses, 4..5)),
         };
         backend.adam_step(scalars, guard, state)?;
         self.weights.touch();
@@ -235,7 +320,7 @@ impl<B: Backend> TrainState<B> {
     /// Out of memory, or the device failed.
     pub fn evaluate(&mut self, backend: &B, batch: &Batch<'_, B>) -> Result<LossValues> {
         let forward = self.forward(backend, Mode::Eval, batch)?;
-        self.loss(backend, batch, &forward, None)?;
+        self.loss(backend, batch, Part::whole(batch.images.shape.n), &forward, None)?;
         self.read_losses(backend)
     }
 
@@ -244,7 +329,8 @@ impl<B: Backend> TrainState<B> {
     /// # Errors
     /// Out of memory, or the device failed.
     pub fn predict(&mut self, backend: &B, mode: Mode, batch: &Batch<'_, B>) -> Result<Predictions<B>> {
-        let Forward { noisy, pred, rates, .. } = self.forward(backend, mode, batch)?;
+        let Forward { noisy, pred, condition, .. } = self.forward(backend, mode, batch)?;
+        let rates = condition.rates;
         let shape = noisy.shape;
         let (mut noise, mut image) = (Tensor::new(backend, shape)?, Tensor::new(backend, shape)?);
         let dims = self.diffusion.loss_dims(shape);
@@ -272,13 +358,13 @@ impl<B: Backend> TrainState<B> {
     pub fn export_optimizer(&self, backend: &B) -> Result<Vec<NamedTensor>> {
         let mut tensors = Vec::new();
         for (prefix, buffer) in self.optimizer_buffers() {
-            visit_flat(backend, &self.net.layout, [Some(buffer), None], |spec, values| {
+            visit_flat(backend, self.net.layout(), [Some(buffer), None], |spec, values| {
                 let (name, shape) = (format!("{prefix}.{}", spec.name), spec.shape.file_shape());
                 tensors.push(NamedTensor { name, shape, data: values.to_vec() });
                 Ok(())
             })?;
         }
-        visit_flat(backend, &self.net.layout, [None, self.ema_running.as_ref()], |spec, values| {
+        visit_flat(backend, self.net.layout(), [None, self.ema_running.as_ref()], |spec, values| {
             let (name, shape) = (format!("ema.{}", spec.name), spec.shape.file_shape());
             tensors.push(NamedTensor { name, shape, data: values.to_vec() });
             Ok(())
@@ -313,7 +399,7 @@ impl<B: Backend> TrainState<B> {
     /// A tensor is missing or has another shape.
     pub fn import_optimizer(&mut self, backend: &B, tensors: &[NamedTensor], step: u64) -> Result<()> {
         self.step = step;
-        let layout = Rc::clone(&self.net.layout);
+        let layout = Rc::clone(self.net.layout());
         let buffers = [("exp_avg", Some(&mut self.m)), ("exp_avg_sq", Some(&mut self.v)), ("ema", self.ema.as_mut())];
         for (prefix, buffer) in buffers {
             let Some(buffer) = buffer else { continue };

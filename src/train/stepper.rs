@@ -15,7 +15,7 @@ use crate::ops::noise::NoiseKey;
 use crate::rng::Purpose;
 use crate::tensor::{Shape, Tensor};
 use crate::train::batches::draw;
-use crate::train::state::{Batch, TrainState};
+use crate::train::state::{Batch, Part, TrainState};
 
 /// Where the pixels of a batch of one size go, and the recorded step that reads them there.
 struct Plan<B: Backend> {
@@ -91,9 +91,26 @@ fn on_the_device<B: Backend>(
     state.weights.touch();
     let mut images = Tensor::new(backend, shape)?;
     backend.normalize(pixels, B::all(mean_std), images.view_mut())?;
-    let key = |purpose| NoiseKey { seed, purpose, first_image: 0 };
-    let (noise, times) = draw(backend, shape, state.step_slot(), key(Purpose::Noise), key(Purpose::Times))?;
-    state.run_step(backend, &Batch { images: &images, noise: &noise, times: &times })
+    let part = state.part.min(shape.n);
+    for first in (0..shape.n).step_by(part) {
+        let shape = Shape { n: part.min(shape.n - first), ..shape };
+        let piece = if shape == images.shape { None } else { Some(part_of(backend, &images, first, shape)?) };
+        let images_of_part = piece.as_ref().unwrap_or(&images);
+        // Times and noise of an image depend on its place in the whole batch.
+        let key = |purpose| NoiseKey { seed, purpose, first_image: first as u64 };
+        let (noise, times) = draw(backend, shape, state.step_slot(), key(Purpose::Noise), key(Purpose::Times))?;
+        let batch = Batch { images: images_of_part, noise: &noise, times: &times, labels: None, dropout: None };
+        state.differentiate_part(backend, &batch, Part { of: images.shape.n, first: first == 0 })?;
+    }
+    state.finish_step(backend)
+}
+
+/// A copy of the images from `first` on, as many as `shape` has.
+fn part_of<B: Backend>(backend: &B, images: &Tensor<B>, first: usize, shape: Shape) -> Result<Tensor<B>> {
+    let mut part = Tensor::new(backend, shape)?;
+    let begin = first * (shape.len() / shape.n);
+    backend.copy(B::slice(&images.data, begin..begin + shape.len()), part.view_mut())?;
+    Ok(part)
 }
 
 /// Times training steps of a configuration on pixels of noise: seconds of each of `repeat`, after two that are not counted.

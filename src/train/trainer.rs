@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Config;
+use crate::config::{Config, LrSchedule};
 use crate::data::{self, Dataset, FlipKey, Split};
 use crate::device::ReadBack;
 use crate::diffusion::normalizer::Normalizer;
@@ -98,9 +98,16 @@ struct Window {
     loss: f64,
     noise_loss: f64,
     image_loss: f64,
+    #[serde(default)]
+    grad_norm: f64,
 }
 
 impl Window {
+    /// `slots` as [`TrainState::losses`] has them.
+    fn add_step(&mut self, v: &LossValues, slots: &[f32], images: usize) {
+        self.add(v, images);
+        self.grad_norm += slots.get(3).map_or(0.0, |norm| f64::from(*norm) * images as f64);
+    }
     fn add(&mut self, v: &LossValues, images: usize) {
         let n = images as f64;
         self.images += n;
@@ -182,7 +189,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         if let Some((path, checkpoint)) = resumed {
             let saved: Resumable = serde_json::from_value(checkpoint.state)
                 .map_err(|e| Error::input(&path, format!("its state cannot be used: {e}")))?;
-            check_same(config, &checkpoint.config_toml, &path)?;
+            check_same(config, &checkpoint.config_toml, &path, split.train.len())?;
             if saved.fingerprint != dataset.fingerprint() {
                 let what = "its pictures are not those of `data`: the same pictures are needed to go on exactly";
                 return Err(Error::input(&path, format!("{what} (data = {})", config.data)));
@@ -202,6 +209,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             events = EventWriter::create(run_dir.root())?;
         }
         run_dir.write_config(&config.to_toml())?;
+        state.plan(config, total_steps(config, split.train.len()));
         let now = Instant::now();
         Ok(Trainer {
             backend,
@@ -233,14 +241,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
     }
 
     fn steps_per_epoch(&self) -> u64 {
-        ((self.split.train.len() * self.config.repeat).div_ceil(self.config.batch_size) as u64).max(1)
+        steps_per_epoch(self.config, self.split.train.len())
     }
 
     fn total_steps(&self) -> u64 {
-        match self.config.steps {
-            0 => self.config.epochs as u64 * self.steps_per_epoch(),
-            steps => steps as u64,
-        }
+        total_steps(self.config, self.split.train.len())
     }
 
     fn seconds(&self) -> f64 {
@@ -256,7 +261,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         self.progress.line(&format!("data    {} ({train} to train, {valid} held back)", self.dataset.description()));
         self.progress.line(&format!(
             "model   seed family, {} parameters, widths {:?}, depth {}; {objective}",
-            grouped(self.state.net.layout.parameter_count() as u64),
+            grouped(self.state.net.layout().parameter_count() as u64),
             c.widths,
             c.block_depth
         ));
@@ -348,11 +353,15 @@ impl<'a, B: Backend> Trainer<'a, B> {
                 break;
             }
             let Some((step, images, losses)) = self.pending.pop_front() else { break };
-            let values = LossValues::from_slots(&losses.wait()?);
+            let slots = losses.wait()?;
+            let values = LossValues::from_slots(&slots);
             if !values.loss.is_finite() {
                 return Err(self.diverged(&format!("the loss is {} at step {step}", values.loss)));
             }
-            self.window.add(&values, images);
+            if let Some(norm) = slots.get(3).filter(|norm| !norm.is_finite()) {
+                return Err(self.diverged(&format!("the norm of the gradients is {norm} at step {step}")));
+            }
+            self.window.add_step(&values, &slots, images);
         }
         Ok(())
     }
@@ -375,9 +384,10 @@ impl<'a, B: Backend> Trainer<'a, B> {
             loss: v.loss,
             noise_loss: v.noise_loss,
             image_loss: v.image_loss,
-            lr: self.config.lr,
+            lr: self.state.lr(),
             images_per_second,
             seconds: self.seconds(),
+            grad_norm: None,
         }
     }
 
@@ -391,6 +401,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
         if prefix == "train" {
             self.events.scalar("images_per_second", record.step, record.images_per_second)?;
             self.events.scalar("lr", record.step, record.lr)?;
+            if let Some(norm) = record.grad_norm {
+                self.events.scalar("grad_norm", record.step, norm)?;
+            }
         }
         Ok(())
     }
@@ -399,7 +412,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let (time, images) = (self.stepping, self.images_this_session);
         let rate = (images - self.logged.1) as f64 / (time - self.logged.0).as_secs_f64().max(1e-9);
         self.logged = (time, images);
-        let record = self.record(epoch, LogSplit::Train, &self.window.mean(), rate);
+        let mut record = self.record(epoch, LogSplit::Train, &self.window.mean(), rate);
+        record.grad_norm = (self.config.grad_clip > 0.0).then(|| self.window.grad_norm / self.window.images);
         // A last record within a window is extra: the window goes on in a run that is extended.
         if self.state.step.is_multiple_of(LOG_EVERY) {
             self.window = Window::default();
@@ -431,7 +445,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             let key = |purpose| NoiseKey { seed: self.config.seed, purpose, first_image };
             let (noise, times) = (key(Purpose::ValidNoise), key(Purpose::ValidTimes));
             let (noise, times) = draw(self.backend, images.shape, B::all(&step), noise, times)?;
-            let batch = Batch { images: &images, noise: &noise, times: &times };
+            let batch = Batch { images: &images, noise: &noise, times: &times, labels: None, dropout: None };
             window.add(&self.state.evaluate(self.backend, &batch)?, indices.len());
         }
         let mean = window.mean();
@@ -535,7 +549,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             run_dir: self.run_dir.root().to_path_buf(),
             preset: self.preset.clone(),
             device: self.options.device.clone(),
-            parameters: self.state.net.layout.parameter_count(),
+            parameters: self.state.net.layout().parameter_count(),
             steps: self.state.step,
             epochs: self.state.step.div_ceil(self.steps_per_epoch()),
             seconds: self.seconds(),
@@ -566,9 +580,31 @@ fn find_checkpoint(path: &Path, progress: &Progress) -> Result<(PathBuf, Checkpo
     Ok((latest.path, checkpoint))
 }
 
+/// Steps of an epoch over `pictures` to train on.
+fn steps_per_epoch(config: &Config, pictures: usize) -> u64 {
+    ((pictures * config.repeat).div_ceil(config.batch_size) as u64).max(1)
+}
+
+/// Steps of the whole run.
+fn total_steps(config: &Config, pictures: usize) -> u64 {
+    match config.steps {
+        0 => config.epochs as u64 * steps_per_epoch(config, pictures),
+        steps => steps as u64,
+    }
+}
+
 /// Refuses a checkpoint of another configuration, by key.
-fn check_same(config: &Config, saved: &str, path: &Path) -> Result<()> {
+fn check_same(config: &Config, saved: &str, path: &Path, pictures: usize) -> Result<()> {
     let saved = Config::from_toml(saved)?;
+    let (then, now) = (total_steps(&saved, pictures), total_steps(config, pictures));
+    // The steps that the run has taken would have been others, so it could not end as one that ran through.
+    if config.lr_schedule != LrSchedule::Constant && then != now {
+        let schedule = config.get("lr_schedule").replace('"', "");
+        return Err(Error::Usage(format!(
+            "--epochs or --steps: {now} steps are asked for, but lr_schedule {schedule} ends at step {then} of this run, and its steps \
+             so far were taken for that; go on without them, or start a new run (lr_schedule constant can be extended)"
+        )));
+    }
     let keys: Vec<&str> =
         crate::config::KEYS.iter().map(|k| k.name).filter(|name| !MAY_CHANGE.contains(name)).collect();
     match config.differences(&saved, &keys).first() {

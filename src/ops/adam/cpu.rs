@@ -8,8 +8,8 @@ use crate::ops::expect_len;
 const OP: &str = "adam";
 
 #[inline(always)]
-fn update(k: &AdamScalars, p: &mut f32, g: f32, m: &mut f32, v: &mut f32) {
-    let g = g + k.decay * *p;
+fn update(k: &AdamScalars, clip: f32, p: &mut f32, g: f32, m: &mut f32, v: &mut f32) {
+    let g = g * clip + k.decay * *p;
     *m += k.gain1 * (g - *m);
     *v += k.gain2 * (g * g - *v);
     *p = *p * k.shrink - k.step_size * (*m / (v.sqrt() * k.correction + k.eps));
@@ -34,7 +34,11 @@ impl Adam for Cpu {
         expect_len(OP, "m", state.m.len(), n)?;
         expect_len(OP, "v", state.v.len(), n)?;
         let constants = read_scalars(scalars)?;
-        if !applies(guard)? {
+        if let Some(clip) = state.clip {
+            expect_len(OP, "clip", clip.len(), 1)?;
+        }
+        let clip = state.clip.map_or(1.0, |clip| clip[0]);
+        if !applies(guard)? || !clip.is_finite() {
             return Ok(());
         }
         let ema: Vec<&mut [f32]> = match state.ema {
@@ -49,7 +53,7 @@ impl Adam for Cpu {
         let jobs: Vec<_> = weights.zip(moments).zip(ema).collect();
         self.for_each_vectorized(jobs, |(((p, g), (m, v)), ema)| {
             for ((p, &g), (m, v)) in p.iter_mut().zip(g).zip(m.iter_mut().zip(v.iter_mut())) {
-                update(&constants, p, g, m, v);
+                update(&constants, clip, p, g, m, v);
             }
             for (ema, p) in ema.iter_mut().zip(p.iter()) {
                 *ema += constants.gain_ema * (p - *ema);

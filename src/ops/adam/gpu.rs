@@ -22,6 +22,7 @@ struct AdamArgs {
     ema: DevicePtr,
     scalars: DevicePtr,
     guard: DevicePtr,
+    clip: DevicePtr,
     n: u64,
 }
 
@@ -54,6 +55,9 @@ impl<L: Launcher> Adam for Gpu<L> {
         if let Some(ema) = &state.ema {
             expect_f32(OP, "ema", ema.shared(), n)?;
         }
+        if let Some(clip) = state.clip {
+            expect_f32(OP, "clip", clip, 1)?;
+        }
         let (scalars, guard) = control(scalars, guard)?;
         let args = AdamArgs {
             params: state.params.ptr(),
@@ -63,6 +67,7 @@ impl<L: Launcher> Adam for Gpu<L> {
             ema: state.ema.as_ref().map_or(DevicePtr::NULL, GpuSliceMut::ptr),
             scalars,
             guard,
+            clip: state.clip.map_or(DevicePtr::NULL, |clip| clip.ptr()),
             n: n as u64,
         };
         let grid = blocks(n.div_ceil(4), THREADS as usize);

@@ -7,6 +7,8 @@
 //! p -= lr / (1 - b1^t) * m / ( sqrt(v) / sqrt(1 - b2^t) + eps )
 //! ema = d ema + (1-d) p
 //! ```
+//!
+//! Where gradients are clipped, g is first multiplied by a factor from [`crate::ops::grad_norm`].
 
 pub mod cpu;
 pub mod gpu;
@@ -110,11 +112,14 @@ pub struct AdamState<'a, M: Memory> {
     pub v: M::SliceMut<'a>,
     /// Moving average of the weights.
     pub ema: Option<M::SliceMut<'a>>,
+    /// `[1]`: factor of the gradients; 1 where there is none.
+    pub clip: Option<M::Slice<'a>>,
 }
 
 /// The optimiser of a device.
 pub trait Adam: Memory {
-    /// One step with `scalars` ([`AdamScalars`], one slot each). Nothing changes where `guard` `[1]`, the loss, is not finite.
+    /// One step with `scalars` ([`AdamScalars`], one slot each). Nothing changes where `guard` `[1]`, the loss, or the
+    /// factor `clip` is not finite.
     ///
     /// # Errors
     /// [`Error::Shape`] where a view does not fit.

@@ -21,12 +21,15 @@ impl Loss for Cpu {
     fn loss(&self, dims: &LossDims, input: LossInput<'_, Self>, dp: Option<&mut [f32]>, out: &mut [f32]) -> Result<()> {
         let (n, per) = (dims.n as usize, dims.per_image as usize);
         check_codes(OP, dims.predict, dims.loss)?;
-        let LossInput { pred, noisy, images, noise, rates } = input;
+        let LossInput { pred, noisy, images, noise, rates, weights } = input;
         for (name, view) in [("pred", pred), ("noisy", noisy), ("images", images), ("noise", noise)] {
             expect_len(OP, name, view.len(), n * per)?;
         }
         expect_len(OP, "rates", rates.len(), 2 * n)?;
         expect_len(OP, "out", out.len(), 3)?;
+        if let Some(weights) = weights {
+            expect_len(OP, "weights", weights.len(), n)?;
+        }
         let mut sums = vec![[0.0f64; 3]; n];
         let dp: Vec<&mut [f32]> = match dp {
             Some(dp) => {
@@ -35,10 +38,13 @@ impl Loss for Cpu {
             }
             None => (0..n).map(|_| &mut [][..]).collect(),
         };
-        let scale = 1.0 / (n * per) as f32;
+        let elements = dims.of as usize * per;
+        let scale = 1.0 / elements as f32;
         let jobs: Vec<_> = dp.into_iter().zip(&mut sums).enumerate().collect();
         self.for_each_vectorized(jobs, |(image, (dp, sums))| {
             let (signal, noise_rate) = (rates[2 * image], rates[2 * image + 1]);
+            let weight = weights.map_or(1.0, |weights| weights[image]);
+            let scale = scale * weight;
             for i in 0..per {
                 let at = image * per + i;
                 let p = pred[at];
@@ -72,9 +78,11 @@ impl Loss for Cpu {
                     dp[i] = slope * scale;
                 }
             }
+            sums[0] *= f64::from(weight);
         });
         for (i, out) in out.iter_mut().enumerate() {
-            *out = (sums.iter().map(|s| s[i]).sum::<f64>() / (n * per) as f64) as f32;
+            let mean = (sums.iter().map(|s| s[i]).sum::<f64>() / elements as f64) as f32;
+            *out = if dims.add == 1 { *out + mean } else { mean };
         }
         Ok(())
     }

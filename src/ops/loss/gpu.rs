@@ -21,15 +21,18 @@ struct LossArgs {
     images: DevicePtr,
     noise: DevicePtr,
     rates: DevicePtr,
+    weights: DevicePtr,
     dp: DevicePtr,
     partial: DevicePtr,
     out: DevicePtr,
     per_image: u32,
-    images_count: u32,
+    of: u32,
     pieces: u32,
     predict: u32,
     loss: u32,
     slope_scale: f32,
+    add: u32,
+    pad: u32,
 }
 
 #[repr(C)]
@@ -54,12 +57,15 @@ impl<L: Launcher> Loss for Gpu<L> {
     ) -> Result<()> {
         let (n, per) = (dims.n as usize, dims.per_image as usize);
         check_codes(OP, dims.predict, dims.loss)?;
-        let LossInput { pred, noisy, images, noise, rates } = input;
+        let LossInput { pred, noisy, images, noise, rates, weights } = input;
         for (name, view) in [("pred", pred), ("noisy", noisy), ("images", images), ("noise", noise)] {
             expect_f32(OP, name, view, n * per)?;
         }
         expect_f32(OP, "rates", rates, 2 * n)?;
         expect_f32(OP, "out", out.shared(), 3)?;
+        if let Some(weights) = weights {
+            expect_f32(OP, "weights", weights, n)?;
+        }
         if let Some(dp) = &dp {
             expect_f32(OP, "dp", dp.shared(), n * per)?;
         }
@@ -73,15 +79,18 @@ impl<L: Launcher> Loss for Gpu<L> {
             images: images.ptr(),
             noise: noise.ptr(),
             rates: rates.ptr(),
+            weights: weights.map_or(DevicePtr::NULL, |weights| weights.ptr()),
             dp: dp.as_ref().map_or(DevicePtr::NULL, GpuSliceMut::ptr),
             partial: Self::all_mut(&mut partial).ptr(),
             out: out.ptr(),
             per_image: dims.per_image,
-            images_count: dims.n,
+            of: dims.of,
             pieces,
             predict: dims.predict,
             loss: dims.loss,
-            slope_scale: 1.0 / (n * per) as f32,
+            slope_scale: 1.0 / (dims.of as usize * per) as f32,
+            add: dims.add,
+            pad: 0,
         };
         self.launch(&kernels::LOSS_FWD_F32, [pieces_per_image, dims.n, 1], THREADS, 0, &args)?;
         self.launch(&kernels::LOSS_REDUCE_F32, [1, 1, 1], THREADS, 0, &args)

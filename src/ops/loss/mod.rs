@@ -6,10 +6,13 @@
 //! predict noise     pred_noise = p                    pred_image = (noisy - q p) / s        target noise
 //! predict image     pred_noise = (noisy - s p) / q    pred_image = p                        target image
 //! predict velocity  pred_noise = q noisy + s p        pred_image = s noisy - q p            target s noise - q image
-//! loss  mean over all elements of f(p - target):  mae |d|   mse d^2   huber d^2/2 where |d| < 1 else |d| - 1/2
-//! dp    f'(d) / elements       mae sign(d) (0 at 0)   mse 2 d   huber clamp(d, -1, 1)
+//! loss  mean over all elements of w_n f(p - target):  mae |d|   mse d^2   huber d^2/2 where |d| < 1 else |d| - 1/2
+//! dp    w_n f'(d) / elements   mae sign(d) (0 at 0)   mse 2 d   huber clamp(d, -1, 1)
 //! noise_loss = mean |pred_noise - noise|      image_loss = mean |pred_image - image|
 //! ```
+//!
+//! w_n, the weight of an image, is 1 where none are given; the metrics have no weights. A batch may be a part of a larger one: the means
+//! are then over the elements of [`LossDims::of`] images, and the values of the parts are added up.
 //!
 //! Sums are taken per image in a fixed order, in float64, then over images. `dp` is overwritten.
 
@@ -35,17 +38,22 @@ pub struct LossDims {
     pub predict: u32,
     /// 0 mae, 1 mse, 2 huber.
     pub loss: u32,
+    /// Images that the means are taken over: `n`, or those of the larger batch of which this one is a part.
+    pub of: u32,
+    /// 1: the values are added to what `out` holds.
+    pub add: u32,
 }
 
 impl LossDims {
-    /// From the configuration's names.
+    /// From the configuration's names; the means are over the batch itself.
     pub fn new(n: usize, per_image: usize, predict: Predict, loss: LossKind) -> Self {
         let loss = match loss {
             LossKind::Mae => 0,
             LossKind::Mse => 1,
             LossKind::Huber => 2,
         };
-        LossDims { n: n as u32, per_image: per_image as u32, predict: predict_code(predict), loss }
+        let (n, per_image) = (n as u32, per_image as u32);
+        LossDims { n, per_image, predict: predict_code(predict), loss, of: n, add: 0 }
     }
 }
 
@@ -66,7 +74,7 @@ pub(crate) fn check_codes(op: &'static str, predict: u32, loss: u32) -> Result<(
     Err(Error::Shape { op, what: format!("unknown prediction kind {predict} or loss {loss}") })
 }
 
-/// Operands of the loss, each [N, per image] but `rates` [N, 2].
+/// Operands of the loss, each [N, per image] but `rates` [N, 2] and `weights` `[N]`.
 pub struct LossInput<'a, M: Memory> {
     /// The network's output.
     pub pred: M::Slice<'a>,
@@ -78,6 +86,8 @@ pub struct LossInput<'a, M: Memory> {
     pub noise: M::Slice<'a>,
     /// Signal rate, noise rate.
     pub rates: M::Slice<'a>,
+    /// `[N]`: the weight of each image in the loss.
+    pub weights: Option<M::Slice<'a>>,
 }
 
 /// Loss and metrics of a batch.
@@ -101,7 +111,7 @@ impl LossValues {
 
 /// The loss of a device.
 pub trait Loss: Memory {
-    /// Writes loss, noise_loss and image_loss to `out` `[3]` and, where asked, the gradient dp.
+    /// Writes (or adds) loss, noise_loss and image_loss to `out` `[3]` and, where asked, the gradient dp.
     ///
     /// # Errors
     /// [`crate::error::Error::Shape`] where a view does not fit.

@@ -15,26 +15,29 @@ pub struct LossInput<'a> {
     pub noise: &'a [f64],
     /// [N, 2]: signal rate, noise rate.
     pub rates: &'a [f64],
+    /// `[N]`: weights of the images; 1 where there are none.
+    pub weights: Option<&'a [f64]>,
 }
 
-/// Loss and metrics of the batch, and the gradient dp [N, per image].
+/// Loss and metrics of the batch (its part of them, where it is a part of a larger one), and the gradient dp [N, per image].
 pub fn loss(dims: &LossDims, input: LossInput<'_>) -> (LossValues, Vec<f64>) {
-    let elements = input.pred.len() as f64;
+    let elements = f64::from(dims.of) * f64::from(dims.per_image);
     let mut values = LossValues::default();
     let mut dp = Vec::with_capacity(input.pred.len());
     for (i, &p) in input.pred.iter().enumerate() {
         let (signal, noise_rate) = rates_of(dims, input.rates, i);
         let (image, noise) = (input.images[i], input.noise[i]);
+        let weight = input.weights.map_or(1.0, |weights| weights[i / dims.per_image as usize]);
         let target = match dims.predict {
             0 => noise,
             1 => image,
             _ => signal * noise - noise_rate * image,
         };
         let (pred_noise, pred_image) = split(dims.predict, p, input.noisy[i], signal, noise_rate);
-        values.loss += penalty(dims.loss, p - target) / elements;
+        values.loss += weight * penalty(dims.loss, p - target) / elements;
         values.noise_loss += (pred_noise - noise).abs() / elements;
         values.image_loss += (pred_image - image).abs() / elements;
-        dp.push(penalty_grad(dims.loss, p - target) / elements);
+        dp.push(weight * penalty_grad(dims.loss, p - target) / elements);
     }
     (values, dp)
 }

@@ -38,6 +38,34 @@ impl Noise for Cpu {
         Ok(())
     }
 
+    fn offset_noise(
+        &self,
+        key: NoiseKey,
+        step: &[f32],
+        strength: f32,
+        [pixels, channels]: [usize; 2],
+        noise: &mut [f32],
+    ) -> Result<()> {
+        const OP: &str = "offset_noise";
+        let step = read_step(OP, step)?;
+        let per_image = pixels * channels;
+        if per_image == 0 || !noise.len().is_multiple_of(per_image) {
+            let what = format!("{} elements are no whole number of images of {per_image}", noise.len());
+            return Err(Error::Shape { op: OP, what });
+        }
+        let jobs: Vec<_> = noise.chunks_exact_mut(per_image).enumerate().collect();
+        self.for_each(jobs, |(i, image)| {
+            let mut offsets = vec![0.0; channels];
+            key.stream(step, i).fill_normal(&mut offsets);
+            for pixel in image.chunks_exact_mut(channels) {
+                for (value, offset) in pixel.iter_mut().zip(&offsets) {
+                    *value += strength * offset;
+                }
+            }
+        });
+        Ok(())
+    }
+
     fn q_sample(&self, images: &[f32], noise: &[f32], rates: &[f32], noisy: &mut [f32]) -> Result<()> {
         const OP: &str = "q_sample";
         let n = rates.len() / 2;

@@ -26,6 +26,14 @@ struct NoiseArgs {
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
+struct OffsetArgs {
+    noise: NoiseArgs,
+    channels: u32,
+    strength: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
 struct QSampleArgs {
     images: DevicePtr,
     noise: DevicePtr,
@@ -69,6 +77,29 @@ impl<L: Launcher> Noise for Gpu<L> {
         let args = args(key, step, &out, 1, out.len());
         let grid = [blocks(out.len(), THREADS as usize), 1, 1];
         self.launch(&kernels::NOISE_UNIFORM_F32, grid, [THREADS, 1, 1], 0, &args)
+    }
+
+    fn offset_noise(
+        &self,
+        key: NoiseKey,
+        step: GpuSlice<'_>,
+        strength: f32,
+        [pixels, channels]: [usize; 2],
+        noise: GpuSliceMut<'_>,
+    ) -> Result<()> {
+        const OP: &str = "offset_noise";
+        expect_f32(OP, "step", step, 1)?;
+        let per_image = pixels * channels;
+        if per_image == 0 || !noise.len().is_multiple_of(per_image) {
+            let what = format!("{} elements are no whole number of images of {per_image}", noise.len());
+            return Err(Error::Shape { op: OP, what });
+        }
+        expect_f32(OP, "noise", noise.shared(), noise.len())?;
+        let images = noise.len() / per_image;
+        let noise = args(key, step, &noise, per_image, images);
+        let args = OffsetArgs { noise, channels: channels as u32, strength };
+        let grid = [blocks(per_image.div_ceil(4), THREADS as usize), images as u32, 1];
+        self.launch(&kernels::NOISE_OFFSET_F32, grid, [THREADS, 1, 1], 0, &args)
     }
 
     fn q_sample(

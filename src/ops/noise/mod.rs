@@ -47,6 +47,21 @@ pub trait Noise: Memory {
     /// [`crate::error::Error::Shape`] where `step` is not one slot.
     fn fill_uniform(&self, key: NoiseKey, step: Self::Slice<'_>, out: Self::SliceMut<'_>) -> Result<()>;
 
+    /// noise += `strength` * z[n, c] with standard normal numbers z, one for each image and channel: `noise` [N, pixels, channels], z
+    /// the elements 0 .. channels of the stream of `key`. So the mean of a picture is noisy too, and learned
+    /// (Guttenberg 2023, "Diffusion with Offset Noise").
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Shape`] where `noise` is not a whole number of images of `shape` = [pixels, channels].
+    fn offset_noise(
+        &self,
+        key: NoiseKey,
+        step: Self::Slice<'_>,
+        strength: f32,
+        shape: [usize; 2],
+        noise: Self::SliceMut<'_>,
+    ) -> Result<()>;
+
     /// noisy = `rates[n,0]` * images + `rates[n,1]` * noise; all [N, per image], rates [N, 2].
     ///
     /// # Errors
