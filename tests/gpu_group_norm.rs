@@ -16,12 +16,14 @@ use half::bf16;
 use ops_support::conv_case::Placed;
 use ops_support::{Fill, GUARD, assert_close, assert_scaled, assert_shape_error, devices, norm, to_f32, to_f64};
 
-/// Relative 2-norm of y and dx.
+/// Relative 2-norm of y and dx. Measured: at most 2.1e-7 in fp32, 2.5e-3 in bf16, where one rounding is 1.7e-3 on average.
 fn activations(arithmetic: Arithmetic) -> f64 {
     if arithmetic == Arithmetic::Bf16 { 4e-3 } else { 1e-6 }
 }
-/// Of coefficients, and of the gradients of parameters, whose terms are of activations.
+/// Of coefficients. Measured: at most 3.8e-8.
 const COEFFICIENTS: f64 = 1e-6;
+/// Of the gradients of parameters, which are of activations as they were stored. Measured: at most 3.9e-7 in both; the quick exponential of bf16,
+/// which the simulator does not have, errs by 1e-6.
 fn parameters(arithmetic: Arithmetic) -> f64 {
     if arithmetic == Arithmetic::Bf16 { 2e-5 } else { 2e-6 }
 }
@@ -213,7 +215,7 @@ impl Case {
         }
         if let Some(sums) = sums {
             let got = sums.read(gpu);
-            let size = norm(&want.dx) * f64::from(d.pixels).sqrt();
+            let size = norm(&want.dx).max(norm(&self.scale) * 0.1) * f64::from(d.pixels).sqrt();
             assert_scaled(&format!("sums of {name}"), &to_f64(&got), &want.sums, size, parameters(arithmetic) * loose);
             all.extend(got);
         }
