@@ -366,7 +366,8 @@ impl Config {
     /// The keys that determine the parameter shapes, with their values, in one line; equal for configurations whose checkpoints fit each
     /// other.
     pub fn model_key(&self) -> String {
-        MODEL_KEYS.iter().map(|key| format!("{key}={}", self.get(key))).collect::<Vec<_>>().join(" ")
+        let given = MODEL_KEYS.iter().map(|key| (key, self.get(key))).filter(|(_, value)| !value.is_empty());
+        given.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
     }
 
     /// Those of `keys` in which `self` and `other` differ, with both values: (key, ours, theirs).

@@ -11,6 +11,7 @@
 
 pub mod batches;
 pub mod checkpoint;
+pub mod first;
 pub mod interrupt;
 pub mod lr;
 pub mod metrics_log;
