@@ -1,8 +1,9 @@
 // conv.cu: convolution 3x3 (zero padding 1) or 1x1 on tensor cores, fused with what stands before and after it.
 //
-// math   z[p,c]  = silu?(scale[c] x[p,c] + shift[c])                     0 outside the picture, after the norm
+// math   z[p,c]  = silu?(scale[c] x[p,c] + shift[c])                     0 outside the picture, after the norm; scale and shift of the
+//                                                                       pixel's image where there is a row of them for each (group norm)
 //        u[p,k]  = sum_{t,c} z[p+t,c] W[t,c,k] + sum_r res[p,r] R[r,k]
-//        y[p,k]  = (u + bias + bias_res) silu'(h) + a v + b + add        each only where given, in this order
+//        y[p,k]  = (u + bias + bias_res) silu'(h) + a v + b + add        each only where given, in this order; the bias likewise
 //        stats   = per (image, channel) mean and sum of squared deviations of the stored y
 //        The gradient of the input is the same product with the filter turned round by conv_pack.
 // shapes x, res [N,H,W,C] as one or two tensors concatenated along C; y [N,H,W,K] likewise split at k0; filter packed by conv_pack.
@@ -28,60 +29,6 @@
 //        unit, and views not at a multiple of 16 bytes, take slower loads and stores of single elements. Tiles 4 pixels wide (pictures
 //        up to 4x4) read A with two-way bank conflicts: eight pixels of a matrix are then two rows of the halo.
 #include "conv_epilogue.cuh"
-
-struct Bf16 {
-  typedef __nv_bfloat16 T;
-  static constexpr bool ROUND = false;
-  template <int MI, int NI>
-  static __device__ __forceinline__ void multiply(float (&acc)[MI][NI][4], const uint32_t (&x)[MI][4], const uint32_t (&w)[NI][2]) {
-#pragma unroll
-    for (int i = 0; i < MI; i++)
-#pragma unroll
-      for (int j = 0; j < NI; j++) mma_bf16(acc[i][j], x[i], w[j]);
-  }
-};
-
-struct Tf32 {
-  typedef float T;
-  static constexpr bool ROUND = true;
-  template <int MI, int NI>
-  static __device__ __forceinline__ void multiply(float (&acc)[MI][NI][4], const uint32_t (&x)[MI][4], const uint32_t (&w)[NI][2]) {
-#pragma unroll
-    for (int i = 0; i < MI; i++)
-#pragma unroll
-      for (int j = 0; j < NI; j++) mma_tf32(acc[i][j], x[i], w[j]);
-  }
-};
-
-// Three products: with x = big + small, x w = small big + big small + big big up to 2^-22.
-struct Fp32 {
-  typedef float T;
-  static constexpr bool ROUND = false;
-  static __device__ __forceinline__ void split(uint32_t value, uint32_t& big, uint32_t& small) {
-    big = value & 0xffffe000u;
-    small = __float_as_uint(__uint_as_float(value) - __uint_as_float(big));
-  }
-  template <int MI, int NI>
-  static __device__ __forceinline__ void multiply(float (&acc)[MI][NI][4], const uint32_t (&x)[MI][4], const uint32_t (&w)[NI][2]) {
-    uint32_t w_big[NI][2], w_small[NI][2];
-#pragma unroll
-    for (int j = 0; j < NI; j++)
-#pragma unroll
-      for (int e = 0; e < 2; e++) split(w[j][e], w_big[j][e], w_small[j][e]);
-#pragma unroll
-    for (int i = 0; i < MI; i++) {
-      uint32_t big[4], small[4];
-#pragma unroll
-      for (int e = 0; e < 4; e++) split(x[i][e], big[e], small[e]);
-#pragma unroll
-      for (int j = 0; j < NI; j++) mma_tf32(acc[i][j], small, w_big[j]);
-#pragma unroll
-      for (int j = 0; j < NI; j++) mma_tf32(acc[i][j], big, w_small[j]);
-#pragma unroll
-      for (int j = 0; j < NI; j++) mma_tf32(acc[i][j], big, w_big[j]);
-    }
-  }
-};
 
 // Bytes of one tap of a chunk for CONV_PACK_CHANNELS output channels.
 static constexpr int TAP_BYTES = CONV_CHUNK_UNITS * CONV_PACK_CHANNELS * CONV_UNIT_BYTES;
@@ -143,8 +90,8 @@ template <class Math, int M, int N, int WM, int WN> static __device__ __forceinl
   // A chunk of pixels on its way: `start` begins to copy, else what was copied is prepared.
   auto move_pixels = [&](int chunk, bool start) {
     const bool main = chunk < main_chunks;
-    const Source<T> source = main ? Source<T>(a.x0, a.x1, a.c0, a.c1, a.x1_constant != 0, a.scale, a.shift, a.silu != 0)
-                                  : Source<T>(a.res0, a.res1, a.r0, a.r1, a.res1_constant != 0, nullptr, nullptr, false);
+    const Source<T> source = main ? Source<T>(a.x0, a.x1, a.c0, a.c1, a.x1_constant != 0, a.scale, a.shift, a.affine_images != 0, a.silu != 0)
+                                  : Source<T>(a.res0, a.res1, a.r0, a.r1, a.res1_constant != 0, nullptr, nullptr, false, false);
     const int first = (main ? chunk : chunk - main_chunks) * CHUNK;
     const int2* where = main ? haloed : plain;
     const int count = main ? halo : M, pitch = main ? halo_pitch : plain_pitch;

@@ -33,7 +33,7 @@ static __device__ __forceinline__ void add_tap(float (&acc)[4], const Source<TI>
       float z[E];
       load_elements<E>(c < s.c0 ? row_of(s.x0 + c, pixel, s.c0) : row_of(s.x1 + (c - s.c0), pixel, s.c1), true, z);
 #pragma unroll
-      for (int j = 0; j < E; j++) z[j] = s.prepared(z[j], c + j);
+      for (int j = 0; j < E; j++) z[j] = s.prepared(z[j], c + j, image);
 #pragma unroll
       for (int k = 0; k < 4; k++) {
         float f[E];
@@ -46,7 +46,7 @@ static __device__ __forceinline__ void add_tap(float (&acc)[4], const Source<TI>
   }
 #pragma unroll 1
   for (int c = 0; c < s.channels(); c++) {
-    const float z = s.prepared(s.element(c, make_int2(pixel, image)), c);
+    const float z = s.prepared(s.element(c, make_int2(pixel, image)), c, image);
     const TW* f = reinterpret_cast<const TW*>(row(c)) + c % E;
 #pragma unroll
     for (int k = 0; k < 4; k++) acc[k] = fmaf(z, to_float(__ldg(f + k * E)), acc[k]);
@@ -66,8 +66,8 @@ template <class TI, class TO, class TW> static __device__ __forceinline__ void c
   locate_pixels<THREADS>(a, tile, 0, where);
   __syncthreads();  // the table is complete
 
-  const Source<TI> input(a.x0, a.x1, a.c0, a.c1, a.x1_constant != 0, a.scale, a.shift, a.silu != 0);
-  const Source<TI> residual(a.res0, a.res1, a.r0, a.r1, a.res1_constant != 0, nullptr, nullptr, false);
+  const Source<TI> input(a.x0, a.x1, a.c0, a.c1, a.x1_constant != 0, a.scale, a.shift, a.affine_images != 0, a.silu != 0);
+  const Source<TI> residual(a.res0, a.res1, a.r0, a.r1, a.res1_constant != 0, nullptr, nullptr, false, false);
   const int main_chunks = (input.channels() + CHUNK - 1) / CHUNK, residual_chunks = (residual.channels() + CHUNK - 1) / CHUNK;
   const unsigned char* filter = static_cast<const unsigned char*>(a.w) +
                                 (size_t)(first_k / N) * (main_chunks * taps + residual_chunks) * TAP_BYTES;

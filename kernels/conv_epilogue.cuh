@@ -24,17 +24,25 @@ static __device__ __forceinline__ void finish_outputs(const ConvArgs& a, const i
   const T* add = static_cast<const T*>(second ? a.add1 : a.add0);
   T* y = static_cast<T*>(second ? a.y1 : a.y0);
   float bias[V], slope[V], shift[V];
+  int known = -1;  // the row that the bias is of; pixels come image by image
 #pragma unroll
   for (int j = 0; j < V; j++) {
-    bias[j] = (a.bias ? __ldg(a.bias + channel + j) : 0.0f) + (a.bias_res ? __ldg(a.bias_res + channel + j) : 0.0f);
     slope[j] = a.a ? __ldg(a.a + channel + j) : 0.0f;
     shift[j] = a.a ? __ldg(a.b + channel + j) : 0.0f;
   }
 #pragma unroll 1
   for (int p = threadIdx.x >> log_lanes; p < M; p += THREADS >> log_lanes) {
-    const int pixel = where[p].x;
+    const int2 at = where[p];
+    const int pixel = at.x, row = a.bias_images != 0 ? at.y : 0;
     if (pixel < 0) continue;
     float* result = results + p * RESULT_PITCH<N> + group * V;
+    if (row != known) {
+      known = row;
+      const float* main = row_of(a.bias, a.bias_images & 1 ? row : 0, (int)a.k) + channel;
+      const float* residual = row_of(a.bias_res, a.bias_images & 2 ? row : 0, (int)a.k) + channel;
+#pragma unroll
+      for (int j = 0; j < V; j++) bias[j] = (a.bias ? __ldg(main + j) : 0.0f) + (a.bias_res ? __ldg(residual + j) : 0.0f);
+    }
     float u[V], t[V];
 #pragma unroll
     for (int j = 0; j < V; j++) u[j] = result[j] + bias[j];

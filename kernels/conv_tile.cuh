@@ -6,7 +6,9 @@
 // 4 units, then store to all 32 banks, and so do the eight rows of an 8x8 matrix of ldmatrix, which are neighbouring pixels.
 #pragma once
 #include "elements.cuh"
+#include "products.cuh"
 #include "ptx.cuh"
+#include "silu.cuh"
 
 static constexpr int CONV_CHUNK_UNITS = 4;    // rust
 static constexpr int CONV_UNIT_BYTES = 16;    // rust
@@ -20,13 +22,13 @@ static constexpr int CONV_STAT_SLOTS = 16;  // rust
 struct ConvArgs {
   const void* x0;          // [n, height, width, c0]
   const void* x1;          // [n, height, width, c1], or [n, c1] where x1_constant
-  const float* scale;      // [c0 + c1], prologue
-  const float* shift;      // [c0 + c1]
+  const float* scale;      // [c0 + c1], prologue; [n, c0 + c1] where affine_images
+  const float* shift;      // likewise
   const void* res0;        // [n, height, width, r0]
   const void* res1;        // [n, height, width, r1], or [n, r1] where res1_constant
   const void* w;           // packed filter, see conv_pack.cu
-  const float* bias;       // [k]
-  const float* bias_res;   // [k]
+  const float* bias;       // [k], or [n, k] where bias_images has bit 0
+  const float* bias_res;   // [k], or [n, k] where it has bit 1
   const void* h;           // [n, height, width, k]: times silu'(h)
   const void* v0;          // [n, height, width, k0]: plus a v + b
   const void* v1;          // [n, height, width, k - k0]
@@ -45,8 +47,9 @@ struct ConvArgs {
   uint32_t log_rows, log_cols;  // of a tile's part of an image; images per tile follow from the kernel's pixels
   uint32_t tiles_x, tiles_y;    // tiles of an image
   uint32_t stages;              // buffers of the pipeline, 1 or 2
+  uint32_t affine_images, bias_images;  // a row for each image
 };
-static_assert(sizeof(ConvArgs) == 224, "ConvArgs is mirrored in src/ops/conv/gpu/forward.rs");
+static_assert(sizeof(ConvArgs) == 232, "ConvArgs is mirrored in src/ops/conv/gpu/forward.rs");
 
 // ---------------------------------------------------------------- numbers
 
@@ -68,24 +71,6 @@ template <int N, class T> static __device__ __forceinline__ void load_elements(c
 #pragma unroll
     for (int i = 0; i < N; i++) f[i] = to_float(__ldg(p + i));
   }
-}
-
-// 1 / (1 + exp(-x)), the exponential of the library for float32 activations, the quick one for bfloat16. The quick division errs by
-// 2 units in the last place; where the divisor is beyond 2^126 it gives 0 instead of a number below 2e-38.
-template <class T> static __device__ __forceinline__ float sigmoid(float x) {
-  return __fdividef(1.0f, 1.0f + (sizeof(T) == 2 ? __expf(-x) : expf(-x)));
-}
-template <class T> static __device__ __forceinline__ float silu_of(float x) { return x * sigmoid<T>(x); }
-template <class T> static __device__ __forceinline__ float silu_slope(float x) {
-  const float s = sigmoid<T>(x);
-  return s + x * s * (1.0f - s);
-}
-
-// Nearest tf32 (10 bits of fraction), ties away from zero; the tensor core would cut the low 13 bits off.
-static __device__ __forceinline__ float round_tf32(float x) {
-  const uint32_t bits = __float_as_uint(x);
-  if ((bits & 0x7f800000u) == 0x7f800000u) return x;  // infinite or not a number
-  return __uint_as_float((bits + 0x1000u) & 0xffffe000u);
 }
 
 static __device__ __forceinline__ bool aligned16(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) == 0; }
@@ -145,13 +130,14 @@ template <class T> struct Source {
   int c0, c1;
   bool vector;  // units never straddle two tensors and lie at multiples of 16 bytes
   const float *scale, *shift;
+  bool affine_images;  // a row of scale and shift for each image (group norm), not one for all
   bool silu;
 
   __device__ Source(const void* x0_, const void* x1_, uint32_t c0_, uint32_t c1_, bool x1_constant, const float* scale_,
-                    const float* shift_, bool silu_)
+                    const float* shift_, bool affine_images_, bool silu_)
       : x0(static_cast<const T*>(x0_)), x1(x1_constant ? nullptr : static_cast<const T*>(x1_)),
         constant(x1_constant ? static_cast<const float*>(x1_) : nullptr), c0((int)c0_), c1((int)c1_), scale(scale_), shift(shift_),
-        silu(silu_) {
+        affine_images(affine_images_), silu(silu_) {
     constexpr int E = VECTOR<T>;
     vector = c0 % E == 0 && c1 % E == 0 && aligned16(x0) && aligned16(x1);
   }
@@ -164,9 +150,14 @@ template <class T> struct Source {
     if (constant) return __ldg(constant + (size_t)at.y * c1 + (channel - c0));
     return to_float(*row_of(x1 + (channel - c0), at.x, c1));
   }
+  // Row of scale and shift that serves an image.
+  __device__ __forceinline__ int affine_row(int image) const { return affine_images ? image : 0; }
   // The prologue of one element.
-  __device__ __forceinline__ float prepared(float v, int channel) const {
-    if (scale) v = fmaf(v, scale[channel], shift[channel]);
+  __device__ __forceinline__ float prepared(float v, int channel, int image) const {
+    if (scale) {
+      const size_t i = (size_t)affine_row(image) * channels() + channel;
+      v = fmaf(v, __ldg(scale + i), __ldg(shift + i));
+    }
     return silu ? silu_of<T>(v) : v;
   }
 };
@@ -200,7 +191,7 @@ static __device__ __forceinline__ void start_chunk(const Source<T>& s, int first
     for (int j = 0; j < E; j++) {
       float v = 0.0f;
       if (at.x >= 0 && channel + j < s.channels()) {
-        v = s.prepared(s.element(channel + j, at), channel + j);
+        v = s.prepared(s.element(channel + j, at), channel + j, at.y);
         if (ROUND) v = round_tf32(v);
       }
       out[j] = from_float<T>(v);
@@ -217,14 +208,20 @@ static __device__ __forceinline__ void finish_chunk(const Source<T>& s, int firs
   if (!s.vector || s.is_constant(channel) || channel >= s.channels() || !(ROUND || s.changes())) return;
   dst += unit * pitch * CONV_UNIT_BYTES;
   float scale[E], shift[E];
-#pragma unroll
-  for (int j = 0; j < E; j++) {
-    scale[j] = s.scale ? __ldg(s.scale + channel + j) : 1.0f;
-    shift[j] = s.scale ? __ldg(s.shift + channel + j) : 0.0f;
-  }
+  int known = -1;  // the row that they are of; pixels come image by image
 #pragma unroll 1
   for (int p = threadIdx.x / CONV_CHUNK_UNITS; p < count; p += THREADS / CONV_CHUNK_UNITS) {
-    if (where[p].x < 0) continue;
+    const int2 at = where[p];
+    if (at.x < 0) continue;
+    if (s.affine_row(at.y) != known) {
+      known = s.affine_row(at.y);
+      const size_t row = (size_t)known * s.channels() + channel;
+#pragma unroll
+      for (int j = 0; j < E; j++) {
+        scale[j] = s.scale ? __ldg(s.scale + row + j) : 1.0f;
+        shift[j] = s.scale ? __ldg(s.shift + row + j) : 0.0f;
+      }
+    }
     uint4* u = reinterpret_cast<uint4*>(dst + p * CONV_UNIT_BYTES);
     const uint4 raw = *u;
     float f[E];

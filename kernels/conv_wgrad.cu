@@ -2,7 +2,8 @@
 //
 // Mathematics. Pixels p of all pictures, taps t, input channels c of x0 and x1 in a row, output channels k:
 //
-//   dW[t,c,k] += sum_p z[p+t,c] dy[p,k]         z = silu?(scale x + shift), 0 outside the picture AFTER the norm
+//   dW[t,c,k] += sum_p z[p+t,c] dy[p,k]         z = silu?(scale x + shift), 0 outside the picture AFTER the norm;
+//                                               scale and shift for all images or a row of them for each
 //   S[t,k]     = sum_p [p+t inside] dy[p,k]     border sums; the centre tap's is the gradient of the bias
 //
 // A matrix product of M = c, N = k for each tap, over the pixels. x [N,H,W,C0], [N,H,W,C1] or [N,C1]; dy [N,H,W,K]; any extents and

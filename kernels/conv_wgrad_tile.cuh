@@ -12,6 +12,8 @@ static constexpr int WGRAD_DY_F32 = 32;       // rust
 static constexpr int WGRAD_X0_VECTORS = 64;   // rust
 static constexpr int WGRAD_X1_VECTORS = 128;  // rust
 static constexpr int WGRAD_DY_VECTORS = 256;  // rust
+static constexpr int WGRAD_AFFINE_IMAGES = 512; // rust
+static constexpr int WGRAD_AFFINE_VECTORS = 1024; // rust
 static constexpr int WGRAD_STAGES = 3;        // rust
 static constexpr int WGRAD_PAD = 8;           // rust
 static constexpr int WGRAD_STEPS = 8;         // rust
@@ -21,7 +23,7 @@ static constexpr int WGRAD_THREADS_1X1 = 256; // rust
 struct ConvWgradArgs {
   const void* x0;                    // [N, H, W, C0]
   const void* x1;                    // [N, H, W, C1] or [N, C1]; null where C1 = 0
-  const float* scale;                // [C0 + C1], or null
+  const float* scale;                // [C0 + C1], [N, C0 + C1] with WGRAD_AFFINE_IMAGES, or null
   const float* shift;                // likewise
   const void* dy;                    // [N, H, W, K]
   float* partial;                    // [slices][stride]; rows of K: (t, c), then t of the border sums
@@ -128,7 +130,7 @@ template <class S> struct WgradBlock {
       const int row = i / halo_w, image = row / halo_h;
       halo[i] = (uint32_t)image << 16 | (uint32_t)(row - image * halo_h) << 8 | (uint32_t)(i - row * halo_w);
     }
-    for (int i = threadIdx.x; a.scale && i < S::CT; i += S::THREADS) {
+    for (int i = threadIdx.x; a.scale && !(a.flags & WGRAD_AFFINE_IMAGES) && i < S::CT; i += S::THREADS) {
       const int c = c_first + i;
       const bool live = c < (int)(a.c0 + a.c1);
       affine_at(0, i) = live ? a.scale[c] : 0.0f;
@@ -204,19 +206,24 @@ template <class S> struct WgradBlock {
         *reinterpret_cast<uint4*>(here) = *reinterpret_cast<const uint4*>(known);
       } else {
 #pragma unroll 1
-        for (int j = 0; j < S::V; j++) here[j] = from_float<T>(z_element(v + j, p, constant ? image : p));
+        for (int j = 0; j < S::V; j++) here[j] = from_float<T>(z_element(v + j, p, constant ? image : p, image));
         if (constant && c >= c0) known = here, known_image = image;
       }
     }
   }
 
   // z of a channel of the block, from rows of x0 and x1; 0 behind the last channel.
-  __device__ __forceinline__ float z_element(int v, int row0, int row1) const {
+  __device__ __forceinline__ float z_element(int v, int row0, int row1, int image) const {
     const int c = c_first + v, c0 = a.c0, c1 = a.c1;
     float value = 0.0f;
     if (c < c0) value = wgrad_element(a.x0, (size_t)row0 * c0 + c, a.flags & WGRAD_X0_F32);
     else if (c < c0 + c1) value = wgrad_element(a.x1, (size_t)row1 * c1 + (c - c0), a.flags & WGRAD_X1_F32);
-    if (a.scale) value = fmaf(affine_at(0, v), value, affine_at(1, v));
+    if (a.scale && (a.flags & WGRAD_AFFINE_IMAGES)) {
+      const size_t i = (size_t)image * (c0 + c1) + c;
+      if (c < c0 + c1) value = fmaf(__ldg(a.scale + i), value, __ldg(a.shift + i));
+    } else if (a.scale) {
+      value = fmaf(affine_at(0, v), value, affine_at(1, v));
+    }
     return a.flags & WGRAD_SILU ? wgrad_silu(value, T()) : value;
   }
 
@@ -255,12 +262,20 @@ template <class S> struct WgradBlock {
   // The prologue, in place, on what this thread itself copied. Pixels outside the picture stay zero.
   __device__ __forceinline__ void prologue(const WgradTile& at, int stage) const {
     const bool silu = a.flags & WGRAD_SILU;
-    if (a.scale && silu) prologue_of<true, true>(at, stage);
-    else if (a.scale) prologue_of<true, false>(at, stage);
-    else if (silu) prologue_of<false, true>(at, stage);
+    if (a.scale && (a.flags & WGRAD_AFFINE_IMAGES)) prologue_of<2, true>(at, stage);
+    else if (a.scale && silu) prologue_of<1, true>(at, stage);
+    else if (a.scale) prologue_of<1, false>(at, stage);
+    else if (silu) prologue_of<0, true>(at, stage);
   }
 
-  template <bool AFFINE, bool SILU> __device__ __forceinline__ void prologue_of(const WgradTile& at, int stage) const {
+  // Four neighbouring numbers of an image's row of scale or shift, from L1: the images of a tile share no row.
+  __device__ __forceinline__ float4 affine_of_image(const float* table, size_t i) const {
+    if (a.flags & WGRAD_AFFINE_VECTORS) return __ldg(reinterpret_cast<const float4*>(table + i));
+    return make_float4(__ldg(table + i), __ldg(table + i + 1), __ldg(table + i + 2), __ldg(table + i + 3));
+  }
+
+  // AFFINE: 0 none, 1 scale and shift for all images, 2 a row of them for each. SILU with 2: perhaps, as the flags say.
+  template <int AFFINE, bool SILU> __device__ __forceinline__ void prologue_of(const WgradTile& at, int stage) const {
     constexpr int VECTORS = S::CT / S::V, PIXELS_AT_ONCE = S::THREADS / VECTORS;
     const int v = threadIdx.x % VECTORS * S::V;
     if (!copies_z(c_first + v)) return;
@@ -271,10 +286,20 @@ template <class S> struct WgradBlock {
       if (pixel(at, halo[i], S::HALO, image) < 0) continue;
       float values[S::V];
       load<S::V>(zs + i * S::PITCH_Z, values);
+      if (AFFINE == 2) {
+        const size_t row = (size_t)image * (a.c0 + a.c1) + c_first + v;
+#pragma unroll
+        for (int j = 0; j < S::V; j += 4) {
+          const float4 scale = affine_of_image(a.scale, row + j), shift = affine_of_image(a.shift, row + j);
+          values[j] = fmaf(scale.x, values[j], shift.x), values[j + 1] = fmaf(scale.y, values[j + 1], shift.y);
+          values[j + 2] = fmaf(scale.z, values[j + 2], shift.z), values[j + 3] = fmaf(scale.w, values[j + 3], shift.w);
+        }
+      }
+      const bool silu = AFFINE == 2 ? (a.flags & WGRAD_SILU) != 0 : SILU;
 #pragma unroll
       for (int j = 0; j < S::V; j++) {
-        if (AFFINE) values[j] = fmaf(affine_at(0, v + j), values[j], affine_at(1, v + j));
-        if (SILU) values[j] = wgrad_silu(values[j], T());
+        if (AFFINE == 1) values[j] = fmaf(affine_at(0, v + j), values[j], affine_at(1, v + j));
+        if (silu) values[j] = wgrad_silu(values[j], T());
       }
       store<S::V>(zs + i * S::PITCH_Z, values);
     }

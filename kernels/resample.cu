@@ -1,4 +1,5 @@
-// resample.cu: 2x2 average pooling and bilinear upsampling by 2, forward and backward, and the merge of their statistics.
+// resample.cu: 2x2 average pooling, bilinear upsampling by 2, doubling of pixels and keeping of every fourth, forward and backward, and
+// the merge of their statistics.
 //
 // math   With x of the large side, y of the small side, channel by channel:
 //          pool forward       y[i,j]        = (x[2i,2j] + x[2i,2j+1] + x[2i+1,2j] + x[2i+1,2j+1]) / 4
@@ -7,6 +8,9 @@
 //          forward            y[2i] = x[i-1]/4 + 3 x[i]/4        y[2i+1] = 3 x[i]/4 + x[i+1]/4
 //          backward           dx[i] = dy[2i-1]/4 + 3 dy[2i]/4 + 3 dy[2i+1]/4 + dy[2i+2]/4
 //        The backward clamps the index of dy likewise: what the forward's clamp sent to the border comes back to it.
+//        Doubling and keeping, o = 0 or 1:
+//          double             y[2i+a,2j+b] = x[i,j]         dx[i,j] = sum of dy[2i+a,2j+b] + add[i,j]
+//          keep               y[i,j] = x[2i+o,2j+o]         dx[2i+o,2j+o] = dy[i,j], 0 elsewhere
 //        Statistics of a forward's output, per image and channel: mean, and sum of squared deviations from it.
 // shape  small side [N, h, w, C], large side [N, 2h, 2w, C], NHWC; statistics [N, C, 2].
 // map    A thread makes, of V neighbouring channels, four pixels of the small side (or reads them) and the four times as many of the
@@ -17,7 +21,7 @@
 //        the threads of a block, then over tiles, in an order that depends on the extents alone.
 // bytes  a thread's large pixels once and its small pixels once from DRAM; upsampling reads every element of its input nine times
 //        (forward) or four times (backward), all but one of them from L1. With statistics: 8 bytes per tile and channel besides.
-// ref    src/ops/pool/reference.rs, src/ops/upsample/reference.rs; tests/gpu_norm.rs
+// ref    src/ops/pool/reference.rs, src/ops/upsample/reference.rs, src/ops/resize/reference.rs; tests/gpu_norm.rs, tests/gpu_unet_ops.rs
 // limits N h w below 2^32; blocks of at most RESAMPLE_THREADS threads.
 #include "elements.cuh"
 #include "reduce.cuh"
@@ -36,7 +40,7 @@ struct ResampleArgs {
   uint32_t c;
   uint32_t tiles;   // of an image
   uint32_t vector;  // 16 bytes at once
-  uint32_t unused;
+  uint32_t offset;  // o of keeping
 };
 static_assert(sizeof(ResampleArgs) == 56, "ResampleArgs is mirrored in src/ops/pool/gpu.rs");
 
@@ -195,6 +199,64 @@ template <class T, int V> static __device__ __forceinline__ void upsample_backwa
   });
 }
 
+template <class T, int V> static __device__ __forceinline__ void double_forward(const ResampleArgs& a) {
+  const T* x = static_cast<const T*>(a.x);
+  T* y = static_cast<T*>(a.y);
+  Moments<V> moments;
+  for_each_place<V>(a, [&](const Place& p) {
+    float v[V];
+    load(x + small_at(a, p, p.row, p.column), v);
+#pragma unroll
+    for (uint32_t corner = 0; corner < 4; corner++) store(y + large_at(a, p, 2 * p.row + corner / 2, 2 * p.column + corner % 2), v);
+    const float zeros[V] = {};
+    if (a.partials) moments.merge(4.0f, v, zeros);
+  });
+  if (a.partials) write_partials(a, moments);
+}
+
+template <class T, int V> static __device__ __forceinline__ void double_backward(const ResampleArgs& a) {
+  const T* dy = static_cast<const T*>(a.x);
+  const T* add = static_cast<const T*>(a.add);
+  T* dx = static_cast<T*>(a.y);
+  for_each_place<V>(a, [&](const Place& p) {
+    const T* top = dy + large_at(a, p, 2 * p.row, 2 * p.column);
+    const T* bottom = top + (size_t)2 * a.w * a.c;
+    float t0[V], t1[V], b0[V], b1[V], sum[V] = {};
+    load(top, t0), load(top + a.c, t1), load(bottom, b0), load(bottom + a.c, b1);
+    if (add) load(add + small_at(a, p, p.row, p.column), sum);
+#pragma unroll
+    for (int i = 0; i < V; i++) sum[i] += (t0[i] + t1[i]) + (b0[i] + b1[i]);
+    store(dx + small_at(a, p, p.row, p.column), sum);
+  });
+}
+
+template <class T, int V> static __device__ __forceinline__ void keep_forward(const ResampleArgs& a) {
+  const T* x = static_cast<const T*>(a.x);
+  T* y = static_cast<T*>(a.y);
+  Moments<V> moments;
+  for_each_place<V>(a, [&](const Place& p) {
+    float v[V];
+    load(x + large_at(a, p, 2 * p.row + a.offset, 2 * p.column + a.offset), v);
+    store(y + small_at(a, p, p.row, p.column), v);
+    if (a.partials) moments.add(v);
+  });
+  if (a.partials) write_partials(a, moments);
+}
+
+template <class T, int V> static __device__ __forceinline__ void keep_backward(const ResampleArgs& a) {
+  const T* dy = static_cast<const T*>(a.x);
+  T* dx = static_cast<T*>(a.y);
+  for_each_place<V>(a, [&](const Place& p) {
+    float v[V], zeros[V] = {};
+    load(dy + small_at(a, p, p.row, p.column), v);
+#pragma unroll
+    for (uint32_t corner = 0; corner < 4; corner++) {
+      T* to = dx + large_at(a, p, 2 * p.row + corner / 2, 2 * p.column + corner % 2);
+      corner == 3 * a.offset ? store(to, v) : store(to, zeros);
+    }
+  });
+}
+
 extern "C" __global__ void __launch_bounds__(256) avg_pool_fwd_f32(const __grid_constant__ ResampleArgs a) {
   a.vector ? pool_forward<float, 4>(a) : pool_forward<float, 1>(a);
 }
@@ -218,6 +280,31 @@ extern "C" __global__ void __launch_bounds__(256) upsample_bwd_f32(const __grid_
 }
 extern "C" __global__ void __launch_bounds__(256, 3) upsample_bwd_bf16(const __grid_constant__ ResampleArgs a) {
   a.vector ? upsample_backward<__nv_bfloat16, 8>(a) : upsample_backward<__nv_bfloat16, 1>(a);
+}
+
+extern "C" __global__ void __launch_bounds__(256) resize_double_fwd_f32(const __grid_constant__ ResampleArgs a) {
+  a.vector ? double_forward<float, 4>(a) : double_forward<float, 1>(a);
+}
+extern "C" __global__ void __launch_bounds__(256) resize_double_fwd_bf16(const __grid_constant__ ResampleArgs a) {
+  a.vector ? double_forward<__nv_bfloat16, 8>(a) : double_forward<__nv_bfloat16, 1>(a);
+}
+extern "C" __global__ void __launch_bounds__(256) resize_double_bwd_f32(const __grid_constant__ ResampleArgs a) {
+  a.vector ? double_backward<float, 4>(a) : double_backward<float, 1>(a);
+}
+extern "C" __global__ void __launch_bounds__(256) resize_double_bwd_bf16(const __grid_constant__ ResampleArgs a) {
+  a.vector ? double_backward<__nv_bfloat16, 8>(a) : double_backward<__nv_bfloat16, 1>(a);
+}
+extern "C" __global__ void __launch_bounds__(256) resize_keep_fwd_f32(const __grid_constant__ ResampleArgs a) {
+  a.vector ? keep_forward<float, 4>(a) : keep_forward<float, 1>(a);
+}
+extern "C" __global__ void __launch_bounds__(256) resize_keep_fwd_bf16(const __grid_constant__ ResampleArgs a) {
+  a.vector ? keep_forward<__nv_bfloat16, 8>(a) : keep_forward<__nv_bfloat16, 1>(a);
+}
+extern "C" __global__ void __launch_bounds__(256) resize_keep_bwd_f32(const __grid_constant__ ResampleArgs a) {
+  a.vector ? keep_backward<float, 4>(a) : keep_backward<float, 1>(a);
+}
+extern "C" __global__ void __launch_bounds__(256) resize_keep_bwd_bf16(const __grid_constant__ ResampleArgs a) {
+  a.vector ? keep_backward<__nv_bfloat16, 8>(a) : keep_backward<__nv_bfloat16, 1>(a);
 }
 
 // Statistics of images from those of their tiles: a thread for an image and channel, tiles in order.

@@ -31,6 +31,8 @@ pub enum Purpose {
     ValidTimes = 9,
     /// Noise of validation images.
     ValidNoise = 10,
+    /// Noise that a sampler adds on its way; `step` is the number of the network call, `image` the global index of the sample.
+    SampleStep = 11,
     /// Which training images lose their class label.
     LabelDrop = 20,
     /// The part of training noise that is the same over a channel.

@@ -142,7 +142,8 @@ fn everything(side: u32, even: bool) -> ConvSpec {
 #[test]
 fn each_option_alone() {
     for (side, even) in [(1, false), (1, true), (3, false), (3, true)] {
-        options(side, even).iter().chain([&everything(side, even)]).for_each(check);
+        let everything = everything(side, even);
+        options(side, even).iter().chain([&everything, &ConvSpec { per_image: true, ..everything }]).for_each(check);
     }
 }
 
@@ -167,7 +168,9 @@ fn options_under_the_checker() {
         check(&everything);
         // Every kernel: by tile and by output channels; fewer than 8 channels in or out.
         for (n, hw, k) in [(1, [17, 16], 32), (1, [9, 16], 64), (2, [8, 8], 40), (5, [4, 4], 33), (1, [5, 5], 3)] {
-            check(&ConvSpec { dims: ConvDims { n, h: hw[0], w: hw[1], k, ..everything.dims }, k0: k, ..everything });
+            let per_image = k % 8 == 0;
+            let dims = ConvDims { n, h: hw[0], w: hw[1], k, ..everything.dims };
+            check(&ConvSpec { dims, k0: k, per_image, ..everything });
         }
         let dgrad = ConvSpec::plain(dims(1, [5, 6], [16, 0], [16, 0], 40, side));
         check(&ConvSpec { dgrad: Some(48), factor: true, ..dgrad });
@@ -202,7 +205,8 @@ fn cuts_into_tiles() {
         for k in [18, 40] {
             let plain = ConvSpec::plain(dims(n, hw, [8, c1], [3, c1], k, 3));
             let spec = ConvSpec { stats: true, bias: true, affine: true, add0: true, k0: 7, lead: 16, ..plain };
-            let spec = ConvSpec { x1_constant: true, res1_constant: true, epilogue_affine: true, ..spec };
+            let per_image = n % 2 == 1;
+            let spec = ConvSpec { x1_constant: true, res1_constant: true, epilogue_affine: true, per_image, ..spec };
             let side = if k == 18 { 3 } else { [1, 3][n as usize % 2] };
             check_runs(&ConvSpec { dims: ConvDims { side, ..spec.dims }, ..spec }, false);
         }

@@ -190,7 +190,7 @@ fn plain(n: u32, hw: [u32; 2], c: [u32; 2], r: [u32; 2], k: u32, side: u32) -> C
     ConvSpec::plain(ConvDims { n, h: hw[0], w: hw[1], c0: c[0], c1: c[1], r0: r[0], r1: r[1], k, side })
 }
 
-fn options(side: u32) -> [ConvSpec; 10] {
+fn options(side: u32) -> [ConvSpec; 13] {
     let one = plain(2, [5, 7], [5, 0], [0, 0], 19, side);
     let two = plain(2, [5, 7], [5, 3], [0, 0], 19, side);
     let res = plain(2, [5, 7], [5, 0], [6, 4], 19, side);
@@ -206,6 +206,9 @@ fn options(side: u32) -> [ConvSpec; 10] {
         ConvSpec { silu: true, ..one },
         ConvSpec { silu: true, affine: true, x1_constant: true, ..two },
         ConvSpec { lead: 1, affine: true, ..res },
+        ConvSpec { per_image: true, ..even },
+        ConvSpec { per_image: true, silu: false, lead: 1, ..even },
+        ConvSpec { per_image: true, affine: true, silu: true, x1_constant: true, ..two },
     ]
 }
 
@@ -225,7 +228,7 @@ fn each_option_alone_under_the_checker() {
     // Several tiles and slices, tiles cut by the picture's edge, every group of pixels.
     for side in [1, 3] {
         let spec = plain(3, [9, 18], [32, 8], [8, 0], 40, side);
-        check_strictly(ConvSpec { affine: true, silu: true, lead: 0, ..spec });
+        check_strictly(ConvSpec { affine: true, silu: true, lead: 0, per_image: side == 3, ..spec });
         check_strictly(ConvSpec { lead: 0, ..plain(1, [9, 9], [64, 0], [0, 0], 64, side) });
     }
 }
@@ -257,6 +260,8 @@ fn cuts_into_tiles() {
         for side in [1, 3] {
             let spec = ConvSpec { affine: true, x1_constant: true, ..plain(n, hw, [6, 3], [3, 2], 18, side) };
             check(spec, true, &[]);
+            let spec = ConvSpec { affine: true, per_image: true, ..plain(n, hw, [8, 8], [3, 2], 16, side) };
+            check(spec, false, &[]);
         }
     }
 }

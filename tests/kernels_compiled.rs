@@ -130,14 +130,14 @@ fn disassemble(cuobjdump: &Path, image: &Path) -> BTreeMap<(String, String), Str
     found
 }
 
-/// Kernels whose product must run on tensor cores: those of the convolutions, but for packing, merging and the direct ones.
+/// Kernels whose product must run on tensor cores: those of convolutions and attention, but for packing, merging, rows' sums and the direct ones.
 fn claims_tensor_cores(kernel: &str) -> bool {
-    let other = ["direct", "pack", "merge", "reduce"];
-    kernel.starts_with("conv_") && !other.iter().any(|word| kernel.contains(word))
+    let other = ["direct", "pack", "merge", "reduce", "delta"];
+    (kernel.starts_with("conv_") || kernel.starts_with("attention_")) && !other.iter().any(|word| kernel.contains(word))
 }
 
 #[test]
-fn convolutions_use_tensor_cores_and_wide_accesses() {
+fn products_use_tensor_cores_and_wide_accesses() {
     if let Some(why) = kernels::NO_IMAGES {
         say_skipped(format!("no GPU kernels in this build: {why}"));
         return;
@@ -161,7 +161,7 @@ fn convolutions_use_tensor_cores_and_wide_accesses() {
             checked += 1;
         }
     }
-    println!("{checked} convolution kernels looked at");
+    println!("{checked} kernels of products looked at");
     assert!(checked > 0);
 }
 

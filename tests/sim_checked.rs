@@ -13,9 +13,16 @@ use ddim_engine::diffusion::normalizer::Normalizer;
 use ddim_engine::diffusion::sampler::Sampler;
 use ddim_engine::kernels;
 use ddim_engine::model::Mode;
+use ddim_engine::ops::attention::{Attention, AttentionDims};
 use ddim_engine::ops::conv::{Conv, ConvDims, Operand, Prologue, WeightGradients};
+use ddim_engine::ops::embed::{Embed, TimestepDims};
+use ddim_engine::ops::group_norm::{
+    Dropout, GroupNorm, GroupNormDims, NormGradients, NormInput, NormParams, OtherGradients,
+};
+use ddim_engine::ops::linear::{Linear, LinearDims, LinearGradients};
 use ddim_engine::ops::noise::{Noise, NoiseKey, step_word};
 use ddim_engine::ops::pool::{AvgPool2, ResampleDims};
+use ddim_engine::ops::resize::Resize;
 use ddim_engine::rng::{Purpose, Stream};
 use ddim_engine::tensor::{Shape, Tensor};
 use ddim_engine::train::state::{Batch, TrainState};
@@ -141,12 +148,81 @@ fn large_layers(gpu: &Gpu<Sim>) {
     gpu.avg_pool_forward(&dims, Gpu::<Sim>::all(&x), Gpu::<Sim>::all_mut(&mut y), Some(stats)).unwrap();
 }
 
+/// The operations of a network with group norm and attention, each once, with everything that can be fused; channels that are whole vectors.
+fn unet_layers(gpu: &Gpu<Sim>) {
+    let all = Gpu::<Sim>::all;
+    let all_mut = Gpu::<Sim>::all_mut;
+    let filled = |len: usize, activation: bool| {
+        let buffer = if activation { gpu.alloc_activation(len) } else { gpu.alloc(len) };
+        let mut buffer = buffer.unwrap();
+        gpu.fill(all_mut(&mut buffer), 0.5).unwrap();
+        buffer
+    };
+    let [activation, plain] = [true, false].map(|activation| move |len: usize| filled(len, activation));
+    let mut step = plain(1);
+    gpu.upload(&[step_word(0)], all_mut(&mut step)).unwrap();
+
+    let d = GroupNormDims { eps: 1e-5, n: 2, pixels: 70, c0: 8, c1: 16, groups: 3, silu: 1 };
+    let (gamma, beta, modulation) = (plain(24), plain(24), plain(96));
+    let params = NormParams { gamma: all(&gamma), beta: all(&beta), modulation: Some(all(&modulation)) };
+    let (stats0, stats1, mut coefficients) = (plain(32), plain(64), plain(d.coefficients_len()));
+    gpu.group_norm_coefficients(&d, all(&stats0), Some(all(&stats1)), params, all_mut(&mut coefficients)).unwrap();
+    let (x0, x1, g) = (activation(d.len0()), activation(d.len1()), activation(d.len0() + d.len1()));
+    let input = NormInput { x0: all(&x0), x1: Some(all(&x1)), coefficients: all(&coefficients) };
+    let key = NoiseKey { seed: 1, purpose: Purpose::Dropout, first_image: 0 };
+    let dropout = Some(Dropout { p: 0.25, key, layer: 2, step: all(&step) });
+    let mut y = activation(d.len0() + d.len1());
+    gpu.group_norm_apply(&d, input, dropout, all_mut(&mut y)).unwrap();
+    let (mut dx0, mut dx1) = (activation(d.len0()), activation(d.len1()));
+    let (mut dgamma, mut dbeta, mut dmodulation, mut sums) = (plain(24), plain(24), plain(96), plain(48));
+    let other = OtherGradients { to0: [Some(all(&x0)), Some(all(&x0))], to1: Some(all(&x1)) };
+    let out = NormGradients {
+        dx0: all_mut(&mut dx0),
+        dx1: Some(all_mut(&mut dx1)),
+        dgamma: all_mut(&mut dgamma),
+        dbeta: all_mut(&mut dbeta),
+        dmodulation: Some(all_mut(&mut dmodulation)),
+        sums: Some(all_mut(&mut sums)),
+    };
+    gpu.group_norm_backward(&d, input, params, dropout, all(&g), other, out).unwrap();
+
+    let d = AttentionDims { n: 1, tokens: 66, heads: 2, head_dim: 8 };
+    let (qkv, dy, mut y) = (activation(3 * d.len()), activation(d.len()), activation(d.len()));
+    let (mut lse, mut dqkv) = (plain(d.lse_len()), activation(3 * d.len()));
+    gpu.attention(&d, all(&qkv), all_mut(&mut y), all_mut(&mut lse)).unwrap();
+    gpu.attention_backward(&d, all(&qkv), all(&y), all(&lse), all(&dy), all_mut(&mut dqkv)).unwrap();
+
+    let d = ResampleDims { n: 1, h: 16, w: 18, c: 24 };
+    let (mut small, mut large, mut stats) = (activation(d.small()), activation(d.large()), plain(48));
+    gpu.double_forward(&d, all(&small), all_mut(&mut large), Some(all_mut(&mut stats))).unwrap();
+    gpu.double_backward(&d, all(&large), None, all_mut(&mut small)).unwrap();
+    gpu.keep_forward(&d, 1, all(&large), all_mut(&mut small), Some(all_mut(&mut stats))).unwrap();
+    gpu.keep_backward(&d, 1, all(&small), all_mut(&mut large)).unwrap();
+
+    let d = TimestepDims { n: 3, c: 34, flip: 1, freq_shift: 0 };
+    let (times, labels, frequencies, mut emb) = (plain(3), plain(3), plain(17), plain(102));
+    gpu.embed_timesteps(&d, all(&times), None, all_mut(&mut emb)).unwrap();
+    gpu.embed_timesteps(&d, all(&times), Some(all(&frequencies)), all_mut(&mut emb)).unwrap();
+    let mut table = plain(34 * 4);
+    gpu.embed_classes(all(&labels), all(&table), all_mut(&mut emb)).unwrap();
+    gpu.embed_classes_backward(all(&labels), all(&emb), all_mut(&mut table)).unwrap();
+    gpu.divide_by_timesteps(all(&times), all_mut(&mut emb)).unwrap();
+
+    let d = LinearDims { n: 3, c: 34, k: 40, silu: 1 };
+    let (w, b, mut y, mut dx) = (plain(34 * 40), plain(40), plain(120), plain(102));
+    gpu.linear(&d, all(&emb), all(&w), all(&b), all_mut(&mut y)).unwrap();
+    let (mut dw, mut db) = (plain(34 * 40), plain(40));
+    let (dx, dw, db) = (Some(all_mut(&mut dx)), all_mut(&mut dw), all_mut(&mut db));
+    gpu.linear_backward(&d, all(&emb), all(&w), all(&y), LinearGradients { dx, accumulate: true, dw, db }).unwrap();
+}
+
 fn all_networks(arithmetic: Arithmetic) -> Option<BTreeSet<&'static str>> {
     let gpu = checker(arithmetic)?;
     for config in networks() {
         everything(&gpu, &config);
     }
     large_layers(&gpu);
+    unet_layers(&gpu);
     Some(gpu.launcher().used())
 }
 

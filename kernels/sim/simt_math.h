@@ -36,6 +36,11 @@ static inline float __fmul_rn(float a, float b) { return simt_apart(a * b); }
 static inline float __fadd_rn(float a, float b) { return simt_apart(a) + simt_apart(b); }
 static inline float __fsub_rn(float a, float b) { return simt_apart(a) - simt_apart(b); }
 static inline float __saturatef(float x) { return x < 0 ? 0.0f : x > 1 ? 1.0f : x; }
+// Sine and cosine of pi x; whole turns are taken off exactly. Macros, as above.
+static inline double simt_sinpi(double x) { return sin(M_PI * (x - 2.0 * nearbyint(0.5 * x))); }
+static inline double simt_cospi(double x) { return cos(M_PI * (x - 2.0 * nearbyint(0.5 * x))); }
+#define sinpi(x) simt_sinpi(x)
+#define cospi(x) simt_cospi(x)
 static inline float sinpif(float x) { return sinf((float)M_PI * x); }
 static inline float cospif(float x) { return cosf((float)M_PI * x); }
 

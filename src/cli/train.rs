@@ -58,7 +58,7 @@ pub struct Args {
 /// Options that make a configuration.
 #[derive(clap::Args)]
 pub struct Settings {
-    /// Settings to start from: quick or seed [default: quick]
+    /// Settings to start from: quick, seed, unet2d-tiny, unet2d-32 or unet2d-64 [default: quick]
     #[arg(long, value_name = "PRESET")]
     preset: Option<String>,
 
@@ -157,7 +157,7 @@ fn run_config(path: &Path) -> Result<Config> {
 fn long_help() -> String {
     let mut text = format!("{EXAMPLES}\n\nPresets\n");
     for (name, about) in PRESETS {
-        text.push_str(&format!("  {name:<6} {about}\n"));
+        text.push_str(&format!("  {name:<11} {about}\n"));
     }
     text.push_str("\nKeys of --config and --set, with their values in each preset\n");
     text.push_str(&Config::describe_keys());

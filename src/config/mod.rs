@@ -6,6 +6,7 @@
 //! presets, and a row there.
 
 mod keys;
+mod presets;
 mod resolve;
 mod sampling;
 mod text;
@@ -13,11 +14,11 @@ mod training;
 pub mod unet;
 
 pub use keys::{KEYS, Key, Kind};
+pub use presets::PRESETS;
 pub use resolve::{Layers, RESUME_OPTIONS};
 pub use sampling::{Normalize, SamplerKind, SpacingKind, VarianceKind};
 pub use unet::UnetConfig;
 
-use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// Model family.
@@ -184,6 +185,10 @@ pub struct Config {
     pub precision: Precision,
     /// Source of pictures: `procedural`, `flowers`, `pets`, `debug`, a folder or a .tar.
     pub data: String,
+    /// CSV file of picture names and class labels ([`crate::data::Labels`]), or [`NO_LABELS`].
+    pub labels: String,
+    /// Share of the training images that are shown as of no class, the last of `unet.num_class_embeds`; for guidance.
+    pub label_dropout: f64,
     /// Times every training picture appears in an epoch (the seed: 5 for flowers, 3 for pets).
     pub repeat: usize,
     /// Random horizontal flips of training pictures.
@@ -227,6 +232,9 @@ pub struct Config {
     pub unet: Option<UnetConfig>,
 }
 
+/// The value of the key `labels` where there are none.
+pub const NO_LABELS: &str = "none";
+
 /// Keys that came after the first version: where a complete file (a run's `config.toml`) lacks one, it means the preset `seed`'s value,
 /// which is what the version that wrote the file did.
 pub const LATER_KEYS: &[&str] = &[
@@ -241,6 +249,8 @@ pub const LATER_KEYS: &[&str] = &[
     "lr_min",
     "grad_clip",
     "accumulate",
+    "labels",
+    "label_dropout",
     "ema_warmup",
     "normalize",
     "sampler",
@@ -253,108 +263,11 @@ pub const LATER_KEYS: &[&str] = &[
     "sample_to_clean",
 ];
 
-/// The presets, and what each is for.
-pub const PRESETS: &[(&str, &str)] = &[
-    ("quick", "32x32 pictures made by the program; minutes on a CPU, nothing to download"),
-    ("seed", "the settings of \"De-noising Diffusion with torch\": flowers at 64x64, 50 epochs"),
-];
-
 /// The keys that determine the shapes of the parameters, and the size of the pictures. A checkpoint fits a configuration that agrees in
 /// these (see [`Config::differences`]).
 pub const MODEL_KEYS: &[&str] = &["family", "image_size", "channels", "widths", "block_depth", "embedding_dim", "unet"];
 
 impl Config {
-    /// The seed's settings (preset `seed`): flowers at 64x64, 3,562,211 parameters.
-    pub fn seed_preset() -> Self {
-        Config {
-            family: Family::Seed,
-            image_size: 64,
-            channels: 3,
-            widths: vec![32, 64, 96, 128],
-            block_depth: 2,
-            embedding_dim: 32,
-            schedule: ScheduleKind::Cosine,
-            beta_start: 1e-4,
-            beta_end: 0.02,
-            train_timesteps: 1000,
-            zero_snr: false,
-            min_signal_rate: 0.02,
-            max_signal_rate: 0.95,
-            predict: Predict::Noise,
-            loss: LossKind::Mae,
-            min_snr_gamma: 0.0,
-            offset_noise: 0.0,
-            optimizer: OptimizerKind::AdamW,
-            lr: 1e-3,
-            lr_schedule: LrSchedule::Constant,
-            lr_warmup: 0,
-            lr_min: 0.0,
-            weight_decay: 1e-4,
-            grad_clip: 0.0,
-            batch_size: 64,
-            accumulate: 1,
-            epochs: 50,
-            steps: 0,
-            seed: 0,
-            precision: Precision::Auto,
-            data: "flowers".into(),
-            repeat: 5,
-            flip: false,
-            valid_fraction: 0.2,
-            normalize: Normalize::Measured,
-            normalize_batches: 55,
-            ema_decay: 0.0,
-            ema_warmup: true,
-            eval_every: 0,
-            sample_count: 36,
-            sample_steps: 20,
-            sampler: SamplerKind::Ddim,
-            sample_spacing: SpacingKind::Leading,
-            sample_offset: 0,
-            sample_clip: 0.0,
-            sample_quantile: 0.0,
-            sample_quantile_max: 1.0,
-            sample_variance: VarianceKind::Small,
-            sample_to_clean: true,
-            workers: 0,
-            unet: None,
-        }
-    }
-    /// The preset for a machine without a GPU: small, procedural pictures, minutes on two cores.
-    pub fn quick_preset() -> Self {
-        Config {
-            image_size: 32,
-            widths: vec![32, 64, 96],
-            block_depth: 1,
-            lr: 2e-3,
-            batch_size: 32,
-            epochs: 8,
-            data: "procedural".into(),
-            repeat: 1,
-            flip: true,
-            normalize_batches: 20,
-            ema_decay: 0.995,
-            ..Config::seed_preset()
-        }
-    }
-
-    /// The preset that runs where none is named.
-    pub fn default_preset_name() -> &'static str {
-        "quick"
-    }
-
-    /// The preset called `name`.
-    ///
-    /// # Errors
-    /// There is none; the message lists those that exist.
-    pub fn preset(name: &str) -> Result<Self> {
-        match name {
-            "quick" => Ok(Config::quick_preset()),
-            "seed" => Ok(Config::seed_preset()),
-            _ => Err(Error::Usage(unknown_preset(name))),
-        }
-    }
-
     /// Times that the network halves the picture.
     pub fn levels(&self) -> usize {
         match &self.unet {
@@ -363,11 +276,21 @@ impl Config {
         }
     }
 
+    /// The file of class labels, where there is one.
+    pub fn labels_path(&self) -> Option<&std::path::Path> {
+        (self.labels != NO_LABELS).then(|| std::path::Path::new(&self.labels))
+    }
+
+    /// Classes that the network knows.
+    pub fn class_embeds(&self) -> Option<usize> {
+        self.unet.as_ref().and_then(|unet| unet.num_class_embeds)
+    }
+
     /// The keys that determine the parameter shapes, with their values, in one line; equal for configurations whose checkpoints fit each
     /// other.
     pub fn model_key(&self) -> String {
-        let given = MODEL_KEYS.iter().map(|key| (key, self.get(key))).filter(|(_, value)| !value.is_empty());
-        given.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+        let present = MODEL_KEYS.iter().map(|key| (key, self.get(key))).filter(|(_, value)| !value.is_empty());
+        present.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
     }
 
     /// Those of `keys` in which `self` and `other` differ, with both values: (key, ours, theirs).
@@ -375,16 +298,4 @@ impl Config {
         let both = keys.iter().map(|&key| (key, self.get(key), other.get(key)));
         both.filter(|(_, ours, theirs)| ours != theirs).collect()
     }
-}
-
-/// What to say about a preset that does not exist.
-fn unknown_preset(name: &str) -> String {
-    let nearest = keys::nearest(name, PRESETS.iter().map(|(preset, _)| *preset));
-    let hint = nearest.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
-    let mut text = format!("unknown preset `{}`{hint}", keys::shown(name));
-    text.push_str("\npresets:");
-    for (preset, about) in PRESETS {
-        text.push_str(&format!("\n  {preset:<6} {about}"));
-    }
-    text
 }

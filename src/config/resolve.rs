@@ -147,7 +147,7 @@ impl Config {
     /// # Errors
     /// Names the key, the value found and what is expected.
     pub fn validate(&self) -> Result<()> {
-        for (name, value) in self.table()? {
+        for (name, value) in self.table()?.into_iter().filter(|(name, _)| name != UNET) {
             let key = Key::find(&name).ok_or_else(|| Error::Usage(keys::unknown_key(&name)))?;
             key.check(value).map_err(|what| Error::Usage(format!("{name}: {what}")))?;
         }

@@ -43,13 +43,27 @@ impl Config {
                 ));
             }
             let neutral = Config::seed_preset();
-            let foreign = ["beta_start", "beta_end", "train_timesteps", "zero_snr", "min_snr_gamma"];
+            let foreign =
+                ["beta_start", "beta_end", "train_timesteps", "zero_snr", "min_snr_gamma", "labels", "label_dropout"];
             if let Some((key, ours, default)) = self.differences(&neutral, &foreign).first() {
                 return Err(format!(
-                    "{key} {ours} with family seed: that family has no such schedule; expected {key} {default}, or family unet2d"
+                    "{key} {ours} with family seed: that family has no use for it; expected {key} {default}, or family unet2d"
                 ));
             }
             return Ok(());
+        }
+        if self.label_dropout > 0.0 && self.labels_path().is_none() {
+            return Err(format!(
+                "label_dropout {} with labels none: there are no labels to leave out; expected label_dropout 0, or a file of labels",
+                number(self.label_dropout)
+            ));
+        }
+        if self.labels_path().is_some() && self.class_embeds().is_none() {
+            return Err(format!(
+                "labels {} without unet.num_class_embeds: the network knows no classes; set unet.num_class_embeds to the number of \
+                 classes (and one more where label_dropout is above 0), or labels to none",
+                super::keys::shown(&self.labels)
+            ));
         }
         if self.beta_start > self.beta_end {
             return Err(format!(

@@ -4,7 +4,7 @@
 //! 0   magic, 8 bytes
 //! 8   length of the header, u64 little endian
 //! 16  SHA-256 of the header, 32 bytes
-//! 48  header, JSON: key, shape, description, fingerprint, skipped pictures, CRC-32 of every piece of the pixels
+//! 48  header, JSON: key, shape, names, description, fingerprint, skipped pictures, CRC-32 of every piece of the pixels
 //! ..  zeros up to a multiple of 4096
 //! ..  pixels, NHWC
 //! ```
@@ -37,6 +37,7 @@ struct Header {
     count: usize,
     image_size: usize,
     channels: usize,
+    names: Vec<String>,
     description: String,
     fingerprint: String,
     skipped: Vec<Skipped>,
@@ -73,6 +74,7 @@ pub(super) fn write(path: &Path, key: &str, spec: &DataSpec, built: &Built) -> R
         count: built.count,
         image_size: spec.image_size,
         channels: spec.channels,
+        names: built.names.clone(),
         description: built.description.clone(),
         fingerprint: built.fingerprint.clone(),
         skipped: built.skipped.clone(),
@@ -115,6 +117,7 @@ pub(super) fn open(path: &Path, key: &str) -> Lookup {
             count: header.count,
             image_size: header.image_size,
             channels: header.channels,
+            names: header.names,
             description: header.description,
             fingerprint: header.fingerprint,
             skipped: header.skipped,

@@ -29,6 +29,7 @@ pub(super) struct Job<'a> {
 pub(super) struct Built {
     pub pixels: Vec<u8>,
     pub count: usize,
+    pub names: Vec<String>,
     pub description: String,
     pub fingerprint: String,
     pub skipped: Vec<Skipped>,
@@ -41,6 +42,7 @@ impl Built {
             count: self.count,
             image_size: spec.image_size,
             channels: spec.channels,
+            names: self.names,
             description: self.description,
             fingerprint: self.fingerprint,
             skipped: self.skipped,
@@ -78,7 +80,11 @@ impl Job<'_> {
             }
             _ => (format!("{count} pictures from {label} at {size}x{size}"), fingerprint(&pixels, spec)),
         };
-        Ok(Built { pixels, count, description, fingerprint, skipped })
+        let mut left_out = skipped.iter().map(|s| s.name.as_str()).peekable();
+        // Both lists are in the order of the source.
+        let mut names = self.source.names();
+        names.retain(|name| left_out.next_if(|out| out == name).is_none());
+        Ok(Built { pixels, count, names, description, fingerprint, skipped })
     }
 
     fn allocate(&self) -> Result<Vec<u8>> {

@@ -11,6 +11,7 @@
 //! | `decode.rs`, `jpeg.rs` | one picture: bytes to pixels |
 //! | `gather.rs` | all pictures in parallel; which are skipped, when that is too many |
 //! | `cache.rs` | the checksummed file of decoded pixels |
+//! | `labels.rs` | classes of pictures, from a CSV file |
 //! | `procedural/` | flowers made by the program |
 //! | `batch.rs` | split, order of an epoch, batches with flips |
 //!
@@ -35,10 +36,12 @@ mod decode;
 mod folder;
 mod gather;
 mod jpeg;
+mod labels;
 mod procedural;
 mod source;
 
 pub use batch::{FlipKey, Split, epoch_order, fill_batch, split};
+pub use labels::Labels;
 pub use procedural::{render as render_procedural, render_one as render_procedural_one};
 pub use source::default_data_dir;
 
@@ -149,6 +152,7 @@ pub struct Dataset {
     count: usize,
     image_size: usize,
     channels: usize,
+    names: Vec<String>,
     description: String,
     fingerprint: String,
     skipped: Vec<Skipped>,
@@ -187,6 +191,11 @@ impl Dataset {
     /// 1, 3 or 4.
     pub fn channels(&self) -> usize {
         self.channels
+    }
+
+    /// Path of each picture within its folder or archive; empty where the pictures are procedural.
+    pub fn names(&self) -> &[String] {
+        &self.names
     }
 
     /// One line, such as "8189 pictures from flowers64.tar at 64x64".

@@ -34,6 +34,15 @@ impl Source {
         }
     }
 
+    /// Path of each picture within the folder or archive, in order; empty where they are procedural.
+    pub fn names(&self) -> Vec<String> {
+        match self {
+            Source::Procedural { .. } => Vec::new(),
+            Source::Folder { entries, .. } => entries.iter().map(|entry| entry.name.clone()).collect(),
+            Source::Tar { members, .. } => members.iter().map(|member| member.name.clone()).collect(),
+        }
+    }
+
     /// The path that errors are about.
     pub fn path(&self) -> PathBuf {
         match self {

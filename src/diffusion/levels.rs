@@ -249,29 +249,28 @@ impl Levels {
         if self.between == Between::Edm {
             return 250.0 * sigma.max(1e-10).ln();
         }
-        let (position, sigmas) = (self.position_of(sigma), self.len());
-        let low = (position as usize).min(sigmas.saturating_sub(2));
-        let share = position - low as f64;
-        let at = |i: usize| f64::from(self.at(i).timestep);
-        at(low) * (1.0 - share) + at(low + 1) * share
+        self.between_points(sigma, f64::ln)
     }
 
-    /// As [`Levels::timestep_of`], of a network that is told numbers of points: a whole one, near by.
+    /// As [`Levels::timestep_of`], of a network that is told numbers of points: a whole one, near by. Where the public library cuts off
+    /// the fraction, its logarithms are float32, which decides on the last point.
     pub fn whole_timestep_of(&self, sigma: f64) -> f64 {
         match (self.between, self.at(1).timestep) {
             (Between::Interpolated, 1.0) => self.timestep_of(sigma).round_ties_even(),
-            (Between::InterpolatedDown, 1.0) => self.timestep_of(sigma).floor(),
+            (Between::InterpolatedDown, 1.0) => self.between_points(sigma, |s| f64::from((s as f32).ln())).floor(),
             _ => self.timestep_of(sigma),
         }
     }
 
-    /// Where a ratio of noise to signal lies among the points, from 0 to T-1, by interpolation over its logarithm.
-    pub fn position_of(&self, sigma: f64) -> f64 {
-        let logs: Vec<f64> = self.sigmas().iter().map(|s| s.ln()).collect();
+    /// What the network is told at `sigma` by interpolation between the logarithms of the points' own.
+    fn between_points(&self, sigma: f64, log_of_point: impl Fn(f64) -> f64) -> f64 {
+        let logs: Vec<f64> = self.sigmas().into_iter().map(log_of_point).collect();
         let log = sigma.max(1e-10).ln();
-        let low = logs.partition_point(|&l| l <= log).saturating_sub(1).min(self.len().saturating_sub(2));
+        // From behind: with zero terminal SNR the last of them may be smaller than the one before.
+        let low = logs.iter().rposition(|&l| l <= log).unwrap_or(0).min(self.len().saturating_sub(2));
         let share = ((log - logs[low]) / (logs[low + 1] - logs[low])).clamp(0.0, 1.0);
-        low as f64 + share
+        let at = |i: usize| f64::from(self.at(i).timestep);
+        at(low) * (1.0 - share) + at(low + 1) * share
     }
 }
 
@@ -381,7 +380,8 @@ mod tests {
             assert_near(&[0, 1, 500, 990].map(|i| bars[i]), &want, tolerance);
             let levels = Levels::of_betas(&betas).unwrap();
             assert_eq!((levels.at(999).signal == 0.0, levels.at(7).timestep), (zero_terminal_snr, 7.0));
-            assert!(levels.sigmas().windows(2).all(|pair| pair[0] < pair[1] && pair[1].is_finite()));
+            let sigmas = &levels.sigmas()[..if zero_terminal_snr { 999 } else { 1000 }];
+            assert!(sigmas.windows(2).all(|pair| pair[0] < pair[1]) && levels.sigmas()[999].is_finite());
         }
     }
 

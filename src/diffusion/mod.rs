@@ -3,6 +3,7 @@
 pub mod levels;
 pub mod normalizer;
 pub mod sampler;
+pub mod samplers;
 
 use std::rc::Rc;
 

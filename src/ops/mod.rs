@@ -25,6 +25,7 @@ pub mod loss;
 pub mod noise;
 pub mod pool;
 pub mod resize;
+pub mod sampler_step;
 pub mod schedule;
 pub(crate) mod stats;
 pub mod upsample;
@@ -51,6 +52,7 @@ pub trait Backend:
     + noise::Noise
     + pool::AvgPool2
     + resize::Resize
+    + sampler_step::SamplerStep
     + schedule::Schedule
     + upsample::Upsample2
 {
@@ -74,6 +76,7 @@ impl<B> Backend for B where
         + noise::Noise
         + pool::AvgPool2
         + resize::Resize
+        + sampler_step::SamplerStep
         + schedule::Schedule
         + upsample::Upsample2
 {

@@ -37,6 +37,7 @@ pub fn checkpoint<B: Backend>(
         seconds: 0.0,
         normalizer,
         window: Window::default(),
+        labels: None,
     };
     let resumable =
         serde_json::to_value(&resumable).map_err(|e| Error::Failed(format!("cannot write the run's state: {e}")))?;

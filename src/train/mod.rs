@@ -11,6 +11,7 @@
 
 pub mod batches;
 pub mod checkpoint;
+mod checks;
 pub mod first;
 pub mod interrupt;
 pub mod lr;

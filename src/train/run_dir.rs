@@ -157,6 +157,17 @@ impl RunDir {
         write_atomic(&self.config_path(), toml.as_bytes())
     }
 
+    /// `classes.txt`: the names of the classes of a network that knows classes.
+    pub fn classes_path(&self) -> PathBuf {
+        self.root.join("classes.txt")
+    }
+
+    /// Writes `classes.txt`, a class a line, from class 0 on.
+    pub fn write_classes(&self, classes: &[String]) -> Result<()> {
+        let text: String = classes.iter().map(|class| format!("{class}\n")).collect();
+        write_atomic(&self.classes_path(), text.as_bytes())
+    }
+
     /// Reads `config.toml`.
     pub fn read_config(&self) -> Result<String> {
         let path = self.config_path();

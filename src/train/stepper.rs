@@ -20,6 +20,8 @@ use crate::train::state::{Batch, Part, TrainState};
 /// Where the pixels of a batch of one size go, and the recorded step that reads them there.
 struct Plan<B: Backend> {
     pixels: B::Bytes,
+    /// Classes of the images, where the network knows classes.
+    labels: Option<B::Buffer>,
     graph: Option<B::Graph>,
 }
 
@@ -54,22 +56,46 @@ impl<B: Backend> Stepper<B> {
         shape: Shape,
         pixels: &[u8],
     ) -> Result<B::ReadBack> {
+        self.step_of_classes(backend, state, normalizer, shape, pixels, &[])
+    }
+
+    /// The same for a network that knows classes: `labels` `[N]` are those of the images; empty where it knows none.
+    ///
+    /// # Errors
+    /// Out of memory, or the device failed.
+    pub fn step_of_classes(
+        &mut self,
+        backend: &B,
+        state: &mut TrainState<B>,
+        normalizer: &Normalizer,
+        shape: Shape,
+        pixels: &[u8],
+        labels: &[f32],
+    ) -> Result<B::ReadBack> {
         let mean_std = normalizer.mean_std();
         if mean_std != self.sent {
             backend.upload(&mean_std, B::all_mut(&mut self.mean_std))?;
             self.sent = mean_std;
         }
-        let Plan { pixels: on_device, graph } = match self.plans.entry(shape.n) {
+        let plan = match self.plans.entry(shape.n) {
             Entry::Occupied(plan) => plan.into_mut(),
-            Entry::Vacant(place) => place.insert(Plan { pixels: backend.alloc_bytes(pixels.len())?, graph: None }),
+            Entry::Vacant(place) => {
+                let labels = if labels.is_empty() { None } else { Some(backend.alloc(labels.len())?) };
+                place.insert(Plan { pixels: backend.alloc_bytes(pixels.len())?, labels, graph: None })
+            }
         };
+        let Plan { pixels: on_device, labels: labels_on_device, graph } = plan;
         state.begin_step(backend)?;
         backend.upload_bytes(pixels, on_device)?;
+        if let Some(on_device) = labels_on_device {
+            backend.upload(labels, B::all_mut(on_device))?;
+        }
         match graph {
             Some(graph) => backend.replay(graph)?,
             None => {
                 let (seed, mean_std) = (self.seed, &self.mean_std);
-                *graph = backend.record(&mut || on_the_device(backend, state, seed, mean_std, shape, on_device))?;
+                let input = Input { mean_std, shape, pixels: on_device, labels: labels_on_device.as_ref() };
+                *graph = backend.record(&mut || on_the_device(backend, state, seed, &input))?;
             }
         }
         // A replay changes the weights as well.
@@ -78,19 +104,21 @@ impl<B: Backend> Stepper<B> {
     }
 }
 
-/// Everything of a step that happens on the device.
-fn on_the_device<B: Backend>(
-    backend: &B,
-    state: &mut TrainState<B>,
-    seed: u64,
-    mean_std: &B::Buffer,
+/// What a step finds on the device.
+struct Input<'a, B: Backend> {
+    mean_std: &'a B::Buffer,
     shape: Shape,
-    pixels: &B::Bytes,
-) -> Result<()> {
+    pixels: &'a B::Bytes,
+    labels: Option<&'a B::Buffer>,
+}
+
+/// Everything of a step that happens on the device.
+fn on_the_device<B: Backend>(backend: &B, state: &mut TrainState<B>, seed: u64, input: &Input<'_, B>) -> Result<()> {
+    let shape = input.shape;
     // The recording packs filters for itself.
     state.weights.touch();
     let mut images = Tensor::new(backend, shape)?;
-    backend.normalize(pixels, B::all(mean_std), images.view_mut())?;
+    backend.normalize(input.pixels, B::all(input.mean_std), images.view_mut())?;
     let part = state.part.min(shape.n);
     for first in (0..shape.n).step_by(part) {
         let shape = Shape { n: part.min(shape.n - first), ..shape };
@@ -98,8 +126,15 @@ fn on_the_device<B: Backend>(
         let images_of_part = piece.as_ref().unwrap_or(&images);
         // Times and noise of an image depend on its place in the whole batch.
         let key = |purpose| NoiseKey { seed, purpose, first_image: first as u64 };
-        let (noise, times) = draw(backend, shape, state.step_slot(), key(Purpose::Noise), key(Purpose::Times))?;
-        let batch = Batch { images: images_of_part, noise: &noise, times: &times, labels: None, dropout: None };
+        let (mut noise, times) = draw(backend, shape, state.step_slot(), key(Purpose::Noise), key(Purpose::Times))?;
+        if state.offset_noise > 0.0 {
+            let picture = [shape.pixels(), shape.c];
+            let offset = key(Purpose::Offset);
+            backend.offset_noise(offset, state.step_slot(), state.offset_noise, picture, noise.view_mut())?;
+        }
+        let labels = input.labels.map(|labels| labels_of_part(backend, labels, first, shape.n)).transpose()?;
+        let dropout = state.has_dropout.then(|| key(Purpose::Dropout));
+        let batch = Batch { images: images_of_part, noise: &noise, times: &times, labels: labels.as_ref(), dropout };
         state.differentiate_part(backend, &batch, Part { of: images.shape.n, first: first == 0 })?;
     }
     state.finish_step(backend)
@@ -110,6 +145,13 @@ fn part_of<B: Backend>(backend: &B, images: &Tensor<B>, first: usize, shape: Sha
     let mut part = Tensor::new(backend, shape)?;
     let begin = first * (shape.len() / shape.n);
     backend.copy(B::slice(&images.data, begin..begin + shape.len()), part.view_mut())?;
+    Ok(part)
+}
+
+/// A copy of the labels of the images of a part.
+fn labels_of_part<B: Backend>(backend: &B, labels: &B::Buffer, first: usize, n: usize) -> Result<B::Buffer> {
+    let mut part = backend.alloc(n)?;
+    backend.copy(B::slice(labels, first..first + n), B::all_mut(&mut part))?;
     Ok(part)
 }
 
@@ -126,9 +168,11 @@ pub fn bench_step<B: Backend>(backend: &B, config: &Config, repeat: usize) -> Re
     let mut normalizer = Normalizer::new(config.channels, 1);
     normalizer.gather(&pixels);
     let mut seconds = Vec::new();
+    let labels = vec![0.0; config.class_embeds().map_or(0, |_| config.batch_size)];
     for step in 0..repeat + 2 {
         let began = Instant::now();
-        let losses = stepper.step(backend, &mut state, &normalizer, shape, &pixels)?.wait()?;
+        let losses = stepper.step_of_classes(backend, &mut state, &normalizer, shape, &pixels, &labels)?;
+        let losses = losses.wait()?;
         let loss = LossValues::from_slots(&losses).loss;
         if !loss.is_finite() {
             return Err(crate::error::Error::Failed(format!("the loss is {loss} at step {}", step + 1)));

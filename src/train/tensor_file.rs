@@ -138,7 +138,7 @@ fn header(metadata: &BTreeMap<String, String>, sorted: &[&NamedTensor]) -> Resul
     Ok(header)
 }
 
-/// Reads a whole safetensors file. Tensors must be F32; integer counters that PyTorch keeps beside batch norms
+/// Reads a whole safetensors file. Tensors must be F32, or I32 (timesteps, labels); integer counters that PyTorch keeps beside batch norms
 /// (`num_batches_tracked`) are passed over.
 pub fn read(path: &Path) -> Result<Contents> {
     read_as(path, false)
@@ -178,6 +178,16 @@ fn read_as(path: &Path, any_float: bool) -> Result<Contents> {
     for name in header.offset_keys() {
         let Some(info) = header.info(&name) else { continue };
         let bytes = info.data_offsets.1 - info.data_offsets.0;
+        if info.dtype == Dtype::I32 {
+            let mut whole = vec![0i32; bytes / size_of::<i32>()];
+            input.read_exact(bytemuck::cast_slice_mut(&mut whole)).map_err(io)?;
+            tensors.push(NamedTensor {
+                name,
+                shape: info.shape.clone(),
+                data: whole.into_iter().map(|i| i as f32).collect(),
+            });
+            continue;
+        }
         if info.dtype != Dtype::F32 {
             if name.ends_with("num_batches_tracked") {
                 io::copy(&mut Read::by_ref(&mut input).take(bytes as u64), &mut io::sink()).map_err(io)?;

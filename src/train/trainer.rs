@@ -4,23 +4,24 @@
 //! was interrupted anywhere therefore goes on to the same bytes.
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, LrSchedule};
-use crate::data::{self, Dataset, FlipKey, Split};
+use crate::config::Config;
+use crate::data::{self, Dataset, FlipKey, Labels, Split};
 use crate::device::ReadBack;
 use crate::diffusion::normalizer::Normalizer;
 use crate::error::{Error, Result};
 use crate::ops::Backend;
 use crate::ops::loss::LossValues;
 use crate::ops::noise::{NoiseKey, step_word};
-use crate::rng::Purpose;
+use crate::rng::{Purpose, Stream};
 use crate::tensor::Shape;
 use crate::train::batches::{draw, load_pictures, normalized};
 use crate::train::checkpoint::{self, Checkpoint, NamedTensor};
+use crate::train::checks::{check_classes, check_same, check_trainable, find_checkpoint, steps_per_epoch, total_steps};
 use crate::train::interrupt::Interrupt;
 use crate::train::metrics_log::{MetricsLog, Record, Split as LogSplit};
 use crate::train::picture;
@@ -42,8 +43,6 @@ const KEEP: usize = 3;
 pub const NORMALIZER_MEAN: &str = "normalizer.mean";
 /// Standard deviation.
 pub const NORMALIZER_STD: &str = "normalizer.std";
-/// A resumed run may differ from its checkpoint in these keys only.
-const MAY_CHANGE: [&str; 4] = ["epochs", "steps", "data", "workers"];
 
 /// What to train, and where.
 #[derive(Clone, Debug)]
@@ -130,6 +129,9 @@ pub(crate) struct Resumable {
     pub(crate) seconds: f64,
     pub(crate) normalizer: Normalizer,
     pub(crate) window: Window,
+    /// Of the class labels, where there are any.
+    #[serde(default)]
+    pub(crate) labels: Option<String>,
 }
 
 /// Trains. Reports on standard error unless quiet.
@@ -140,8 +142,11 @@ pub(crate) struct Resumable {
 pub fn run<B: Backend>(backend: &B, options: &TrainOptions, interrupt: &Interrupt) -> Result<TrainSummary> {
     let progress = Progress::new(if options.quiet { Kind::Quiet } else { Kind::Auto });
     options.config.validate()?;
+    check_trainable(&options.config)?;
     let dataset = load_pictures(&options.config, options.data_dir.as_deref(), &progress)?;
-    Trainer::open(backend, options, &dataset, progress)?.run(interrupt)
+    let labels = options.config.labels_path().map(|path| Labels::load(path, &dataset)).transpose()?;
+    check_classes(&options.config, labels.as_ref())?;
+    Trainer::open(backend, options, &dataset, labels, progress)?.run(interrupt)
 }
 
 struct Trainer<'a, B: Backend> {
@@ -149,6 +154,7 @@ struct Trainer<'a, B: Backend> {
     options: &'a TrainOptions,
     config: &'a Config,
     dataset: &'a Dataset,
+    labels: Option<Labels>,
     split: Split,
     state: TrainState<B>,
     stepper: Stepper<B>,
@@ -177,7 +183,13 @@ struct Trainer<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Trainer<'a, B> {
-    fn open(backend: &'a B, options: &'a TrainOptions, dataset: &'a Dataset, progress: Progress) -> Result<Self> {
+    fn open(
+        backend: &'a B,
+        options: &'a TrainOptions,
+        dataset: &'a Dataset,
+        labels: Option<Labels>,
+        progress: Progress,
+    ) -> Result<Self> {
         let config = &options.config;
         let split = data::split(dataset.len(), config.valid_fraction, config.seed)?;
         let resumed = options.resume.as_deref().map(|path| find_checkpoint(path, &progress)).transpose()?;
@@ -195,6 +207,10 @@ impl<'a, B: Backend> Trainer<'a, B> {
                 let what = "its pictures are not those of `data`: the same pictures are needed to go on exactly";
                 return Err(Error::input(&path, format!("{what} (data = {})", config.data)));
             }
+            if !saved.fingerprint.is_empty() && saved.labels != labels.as_ref().map(Labels::fingerprint) {
+                let what = "its class labels are not those of `labels`: the same labels are needed to go on exactly";
+                return Err(Error::input(&path, format!("{what} (labels = {})", config.labels)));
+            }
             import_model(backend, &mut state.weights, &checkpoint.model)?;
             state.import_optimizer(backend, &checkpoint.optimizer, checkpoint.step)?;
             (normalizer, window, seconds_before, preset) =
@@ -210,6 +226,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
             events = EventWriter::create(run_dir.root())?;
         }
         run_dir.write_config(&config.to_toml())?;
+        if let Some(labels) = &labels {
+            run_dir.write_classes(labels.classes())?;
+        }
         state.plan(config, total_steps(config, split.train.len()));
         let now = Instant::now();
         Ok(Trainer {
@@ -217,6 +236,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             options,
             config,
             dataset,
+            labels,
             split,
             stepper: Stepper::new(backend, config.channels, config.seed)?,
             pending: VecDeque::new(),
@@ -260,11 +280,14 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let objective = format!("{} {}, {} schedule", c.get("predict"), c.get("loss"), c.get("schedule"));
         let objective = objective.replace('"', "");
         self.progress.line(&format!("data    {} ({train} to train, {valid} held back)", self.dataset.description()));
+        let parameters = grouped(self.state.net.layout().parameter_count() as u64);
+        let (family, widths, depth) = match &c.unet {
+            None => ("seed", &c.widths, c.block_depth),
+            Some(unet) => ("unet2d", &unet.block_out_channels, unet.layers_per_block),
+        };
+        let classes = self.labels.as_ref().map_or(String::new(), |l| format!(", {} classes", l.classes().len()));
         self.progress.line(&format!(
-            "model   seed family, {} parameters, widths {:?}, depth {}; {objective}",
-            grouped(self.state.net.layout().parameter_count() as u64),
-            c.widths,
-            c.block_depth
+            "model   {family} family, {parameters} parameters, widths {widths:?}, depth {depth}{classes}; {objective}"
         ));
         self.progress.line(&format!(
             "plan    {} steps of {} images, {} steps an epoch; run {}",
@@ -342,9 +365,26 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let images = end - position;
         let size = self.dataset.image_size();
         let shape = Shape::new(images, size, size, self.dataset.channels());
-        let losses = self.stepper.step(self.backend, &mut self.state, &self.normalizer, shape, &self.pixels)?;
+        let labels = self.labels_of(indices, Some(self.state.step));
+        let (state, normalizer) = (&mut self.state, &self.normalizer);
+        let losses = self.stepper.step_of_classes(self.backend, state, normalizer, shape, &self.pixels, &labels)?;
         self.pending.push_back((self.state.step, images, losses));
         Ok(images)
+    }
+
+    /// Classes of pictures, by their indices; empty where there are no labels. Training at a step leaves some out.
+    fn labels_of(&self, indices: &[u32], step: Option<u64>) -> Vec<f32> {
+        let Some(labels) = &self.labels else { return Vec::new() };
+        let none = labels.classes().len() as f32;
+        let left_out = |image: usize, step: u64| {
+            let stream = Stream::new(self.config.seed, Purpose::LabelDrop, step, image as u64);
+            f64::from(stream.uniform4(0)[0]) < self.config.label_dropout
+        };
+        let of = |(image, &index): (usize, &u32)| match step {
+            Some(step) if left_out(image, step) => none,
+            _ => labels.of()[index as usize] as f32,
+        };
+        indices.iter().enumerate().map(of).collect()
     }
 
     /// Takes in the losses of steps that are done, in order, and waits where more than `ahead` are not.
@@ -446,7 +486,16 @@ impl<'a, B: Backend> Trainer<'a, B> {
             let key = |purpose| NoiseKey { seed: self.config.seed, purpose, first_image };
             let (noise, times) = (key(Purpose::ValidNoise), key(Purpose::ValidTimes));
             let (noise, times) = draw(self.backend, images.shape, B::all(&step), noise, times)?;
-            let batch = Batch { images: &images, noise: &noise, times: &times, labels: None, dropout: None };
+            let labels = self.labels_of(indices, None);
+            let labels = if labels.is_empty() {
+                None
+            } else {
+                let mut on_device = self.backend.alloc(labels.len())?;
+                self.backend.upload(&labels, B::all_mut(&mut on_device))?;
+                Some(on_device)
+            };
+            let labels = labels.as_ref();
+            let batch = Batch { images: &images, noise: &noise, times: &times, labels, dropout: None };
             window.add(&self.state.evaluate(self.backend, &batch)?, indices.len());
         }
         let mean = window.mean();
@@ -505,6 +554,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             seconds: self.seconds(),
             normalizer: self.normalizer.clone(),
             window: self.window,
+            labels: self.labels.as_ref().map(Labels::fingerprint),
         };
         let state =
             serde_json::to_value(&state).map_err(|e| Error::Failed(format!("cannot write the run's state: {e}")))?;
@@ -563,57 +613,6 @@ impl<'a, B: Backend> Trainer<'a, B> {
             .map_err(|e| Error::Failed(format!("cannot write the run's summary: {e}")))?;
         self.run_dir.write_summary(&json)?;
         Ok(summary)
-    }
-}
-
-/// The checkpoint that `path` (a run or one of its checkpoints) stands for.
-fn find_checkpoint(path: &Path, progress: &Progress) -> Result<(PathBuf, Checkpoint)> {
-    let root = RunDir::root_of(path)?;
-    let is_one = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("step-"));
-    if is_one {
-        return Ok((path.to_path_buf(), checkpoint::load(path)?));
-    }
-    let Some(latest) = checkpoint::latest(&root)? else {
-        return Err(Error::input(path, "the run has no checkpoint yet; start it again without --resume"));
-    };
-    latest.skipped.iter().for_each(|damaged| progress.line(&damaged.passed_over()));
-    let checkpoint = checkpoint::load(&latest.path)?;
-    Ok((latest.path, checkpoint))
-}
-
-/// Steps of an epoch over `pictures` to train on.
-fn steps_per_epoch(config: &Config, pictures: usize) -> u64 {
-    ((pictures * config.repeat).div_ceil(config.batch_size) as u64).max(1)
-}
-
-/// Steps of the whole run.
-fn total_steps(config: &Config, pictures: usize) -> u64 {
-    match config.steps {
-        0 => config.epochs as u64 * steps_per_epoch(config, pictures),
-        steps => steps as u64,
-    }
-}
-
-/// Refuses a checkpoint of another configuration, by key.
-fn check_same(config: &Config, saved: &str, path: &Path, pictures: usize) -> Result<()> {
-    let saved = Config::from_toml(saved)?;
-    let (then, now) = (total_steps(&saved, pictures), total_steps(config, pictures));
-    // The steps that the run has taken would have been others, so it could not end as one that ran through.
-    if config.lr_schedule != LrSchedule::Constant && then != now {
-        let schedule = config.get("lr_schedule").replace('"', "");
-        return Err(Error::Usage(format!(
-            "--epochs or --steps: {now} steps are asked for, but lr_schedule {schedule} ends at step {then} of this run, and its steps \
-             so far were taken for that; go on without them, or start a new run (lr_schedule constant can be extended)"
-        )));
-    }
-    let keys: Vec<&str> =
-        crate::config::KEYS.iter().map(|k| k.name).filter(|name| !MAY_CHANGE.contains(name)).collect();
-    match config.differences(&saved, &keys).first() {
-        None => Ok(()),
-        Some((key, ours, theirs)) => Err(Error::input(
-            path,
-            format!("is a checkpoint of another configuration: {key} is {theirs} there and {ours} here"),
-        )),
     }
 }
 

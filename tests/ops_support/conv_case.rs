@@ -10,9 +10,9 @@ use super::{CHANNELS, EXTENTS, Fill, GUARD, Guarded, IMAGES, Input, to_f64};
 /// What surrounds outputs: an unlikely number that bfloat16 holds exactly.
 const CANARY: u32 = 0xDEAD_0000;
 
-/// An operand or a result of a convolution in a buffer of its own, in float32 or in the device's activation type, with NaN around
+/// An operand or a result in a buffer of its own, in float32 or in the device's activation type, with NaN around
 /// what is read and canaries around what is written.
-struct Placed<B: Memory> {
+pub struct Placed<B: Memory> {
     buffer: B::Buffer,
     lead: usize,
     len: usize,
@@ -28,27 +28,31 @@ impl<B: Memory> Placed<B> {
         Placed { buffer, lead, len: values.len() }
     }
 
-    fn input(backend: &B, values: &[f32], lead: usize, activation: bool) -> Self {
+    /// What is read.
+    pub fn input(backend: &B, values: &[f32], lead: usize, activation: bool) -> Self {
         Self::new(backend, values, lead, activation, f32::NAN)
     }
 
-    fn output(backend: &B, len: usize, lead: usize, activation: bool) -> Self {
+    /// What is overwritten.
+    pub fn output(backend: &B, len: usize, lead: usize, activation: bool) -> Self {
         Self::new(backend, &vec![f32::NAN; len], lead, activation, f32::from_bits(CANARY))
     }
 
-    fn view(&self) -> B::Slice<'_> {
+    /// A view of it.
+    pub fn view(&self) -> B::Slice<'_> {
         B::slice(&self.buffer, self.lead..self.lead + self.len)
     }
 
+    /// A view of it, to be written.
     #[allow(clippy::single_range_in_vec_init)] // one view is meant
-    fn view_mut(&mut self) -> B::SliceMut<'_> {
+    pub fn view_mut(&mut self) -> B::SliceMut<'_> {
         let [view] = B::slices_mut(&mut self.buffer, [self.lead..self.lead + self.len]);
         view
     }
 
     /// What was written. Refuses a changed canary.
     #[track_caller]
-    fn read(&self, backend: &B) -> Vec<f32> {
+    pub fn read(&self, backend: &B) -> Vec<f32> {
         let mut room = vec![0.0; self.lead + self.len + GUARD];
         backend.download(B::all(&self.buffer), &mut room).unwrap();
         let intact = |canaries: &[f32]| canaries.iter().all(|c| c.to_bits() == CANARY);
@@ -157,6 +161,8 @@ pub struct ConvSpec {
     pub stats: bool,
     /// Channels of the first output.
     pub k0: u32,
+    /// Scale, shift and biases of each image, not of all.
+    pub per_image: bool,
     /// Elements in front of every view: views need not be aligned.
     pub lead: usize,
     /// The inputs are float32 whatever the device keeps activations in.
@@ -184,6 +190,7 @@ impl ConvSpec {
             add1: false,
             stats: false,
             k0: dims.k,
+            per_image: false,
             lead: GUARD,
             wide_input: false,
             wide_output: false,
@@ -240,6 +247,7 @@ impl ConvSpec {
             add1: flag(20),
             stats: flag(21),
             k0: if flag(22) { 1 + fill.pick(23, dims.k as usize) as u32 } else { dims.k },
+            per_image: flag(24),
             lead: GUARD,
             wide_input: false,
             wide_output: false,
@@ -251,6 +259,7 @@ impl ConvSpec {
         let d = &self.dims;
         let [n, c0, c1, r0, r1, k] = [d.n, d.c0, d.c1, d.r0, d.r1, d.k].map(|extent| extent as usize);
         let (pixels, k0) = (d.pixels(), self.k0 as usize);
+        let rows = if self.per_image { n } else { 1 };
         let per = |constant: bool| if constant { n } else { pixels };
         let (forward_c, forward_k) = match self.dgrad {
             Some(forward_c) => (forward_c as usize, d.c()),
@@ -260,14 +269,14 @@ impl ConvSpec {
         let (has, len) = match slot {
             Slot::X0 => (true, pixels * c0),
             Slot::X1 => (c1 > 0, per(self.x1_constant) * c1),
-            Slot::Scale | Slot::Shift => (self.affine, d.c()),
+            Slot::Scale | Slot::Shift => (self.affine, rows * d.c()),
             Slot::Res0 => (r0 > 0, pixels * r0),
             Slot::Res1 => (r1 > 0, per(self.res1_constant) * r1),
             Slot::W => (true, d.taps() * forward_c * forward_k),
             Slot::WRes => (r0 > 0, w_res),
             Slot::Factor => (self.factor, k),
-            Slot::Bias => (self.bias, k),
-            Slot::BiasRes => (self.bias_res, k),
+            Slot::Bias => (self.bias, rows * k),
+            Slot::BiasRes => (self.bias_res, rows * k),
             Slot::H => (self.silu_grad, pixels * k),
             Slot::V0 => (self.epilogue_affine, pixels * k0),
             Slot::V1 => (self.epilogue_affine && k0 < k, pixels * (k - k0)),

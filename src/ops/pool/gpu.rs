@@ -1,4 +1,4 @@
-//! Launches of `kernels/resample.cu`: pooling, and what upsampling shares with it.
+//! Launches of `kernels/resample.cu`: pooling, and what upsampling and resizes share with it.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -26,7 +26,7 @@ struct ResampleArgs {
     c: u32,
     tiles: u32,
     vector: u32,
-    unused: u32,
+    offset: u32,
 }
 
 /// `MergeStatsArgs` of `kernels/resample.cu`.
@@ -56,6 +56,8 @@ pub(crate) struct Views<'a> {
     pub(crate) add: Option<GpuSlice<'a>>,
     pub(crate) y: GpuSliceMut<'a>,
     pub(crate) stats: Option<GpuSliceMut<'a>>,
+    /// Row and column, in its square of four, of the pixel that is kept.
+    pub(crate) offset: u32,
 }
 
 impl Views<'_> {
@@ -132,7 +134,7 @@ impl<L: Launcher> Gpu<L> {
             c,
             tiles: map.tiles,
             vector: u32::from(map.vector),
-            unused: 0,
+            offset: views.offset,
         };
         let kernel = match dtype {
             Dtype::F32 => kernels.f32,
@@ -175,7 +177,7 @@ impl<L: Launcher> AvgPool2 for Gpu<L> {
         }
         let kernels =
             Kernels { f32: &kernels::AVG_POOL_FWD_F32, bf16: &kernels::AVG_POOL_FWD_BF16, values_per_pixel: 1 };
-        self.resample(OP, &kernels, dims, Views { x, add: None, y, stats })
+        self.resample(OP, &kernels, dims, Views { x, add: None, y, stats, offset: 0 })
     }
 
     fn avg_pool_backward(
@@ -193,6 +195,6 @@ impl<L: Launcher> AvgPool2 for Gpu<L> {
         }
         let kernels =
             Kernels { f32: &kernels::AVG_POOL_BWD_F32, bf16: &kernels::AVG_POOL_BWD_BF16, values_per_pixel: 4 };
-        self.resample(OP, &kernels, dims, Views { x: dy, add, y: dx, stats: None })
+        self.resample(OP, &kernels, dims, Views { x: dy, add, y: dx, stats: None, offset: 0 })
     }
 }

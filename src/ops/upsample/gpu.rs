@@ -27,7 +27,7 @@ impl<L: Launcher> Upsample2 for Gpu<L> {
         }
         let kernels =
             Kernels { f32: &kernels::UPSAMPLE_FWD_F32, bf16: &kernels::UPSAMPLE_FWD_BF16, values_per_pixel: 4 };
-        self.resample(OP, &kernels, dims, Views { x, add: None, y, stats })
+        self.resample(OP, &kernels, dims, Views { x, add: None, y, stats, offset: 0 })
     }
 
     fn upsample_backward(&self, dims: &ResampleDims, dy: GpuSlice<'_>, dx: GpuSliceMut<'_>) -> Result<()> {
@@ -36,6 +36,6 @@ impl<L: Launcher> Upsample2 for Gpu<L> {
         expect_len(OP, "dx", dx.len(), dims.small())?;
         let kernels =
             Kernels { f32: &kernels::UPSAMPLE_BWD_F32, bf16: &kernels::UPSAMPLE_BWD_BF16, values_per_pixel: 1 };
-        self.resample(OP, &kernels, dims, Views { x: dy, add: None, y: dx, stats: None })
+        self.resample(OP, &kernels, dims, Views { x: dy, add: None, y: dx, stats: None, offset: 0 })
     }
 }

@@ -54,6 +54,8 @@ struct ConvArgs {
     tiles_x: u32,
     tiles_y: u32,
     stages: u32,
+    affine_images: u32,
+    bias_images: u32,
 }
 
 /// Mirror of the merge's parameter.
@@ -280,6 +282,7 @@ pub(super) fn forward<'a, L: Launcher>(
         _ => None,
     };
     let parts = parts.as_mut().map(Gpu::<L>::all_mut);
+    let per_image = |bias: Option<GpuSlice<'_>>| u32::from(bias.is_some_and(|bias| bias.len() != k));
     let args = ConvArgs {
         x0: input.x0.ptr(),
         x1: ptr(input.x1),
@@ -318,6 +321,8 @@ pub(super) fn forward<'a, L: Launcher>(
         tiles_x,
         tiles_y,
         stages: tiling.stages,
+        affine_images: u32::from(scale.is_some_and(|scale| scale.len() != d.c())),
+        bias_images: per_image(bias) | per_image(bias_res) << 1,
     };
     let blocks = tiling.pixel_tiles * k.div_ceil(variant.channels as usize);
     let grid = [crate::device::gpu::blocks(blocks, 1), 1, 1];

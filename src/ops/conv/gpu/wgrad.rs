@@ -331,6 +331,11 @@ fn launch_product<L: Launcher>(
             | flag(vectors(x1, &[c0, c1]), kernels::WGRAD_X1_VECTORS);
     }
     let (scale, shift) = prologue.affine.unzip();
+    if let Some((scale, shift)) = prologue.affine {
+        let aligned = [scale, shift].iter().all(|view| view.ptr().0.is_multiple_of(16));
+        flags |= flag(scale.len() != (c0 + c1) as usize, kernels::WGRAD_AFFINE_IMAGES)
+            | flag(aligned && (c0 + c1).is_multiple_of(4), kernels::WGRAD_AFFINE_VECTORS);
+    }
     let args = ProductArgs {
         x0: input.x0.ptr(),
         x1: ptr(input.x1),

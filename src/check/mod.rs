@@ -3,10 +3,11 @@
 //! A file is one safetensors file with metadata `format` = `ddim-engine-reference/1` and `config` (JSON): the network before the
 //! first step, a batch, and what should come of it in evaluation, in training, after a few steps of AdamW, and in sampling.
 
+mod file;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::config::Config;
 use crate::device::gpu::Arithmetic;
 use crate::diffusion::sampler::Sampler;
 use crate::error::{Error, Result};
@@ -16,6 +17,7 @@ use crate::ops::Backend;
 use crate::tensor::{Shape, Tensor, nchw_to_nhwc, nhwc_to_nchw};
 use crate::train::state::{Batch, Predictions, TrainState};
 use crate::train::tensor_file::{self, NamedTensor};
+use file::Case;
 
 /// What relative errors may be. Each pair comes from measurement: PyTorch itself, on such files, is off by up to 1.2e-4 and 3e-4 in
 /// float32, and by up to 9e-3 and 2.5e-2 in bfloat16.
@@ -84,30 +86,6 @@ impl Report {
     }
 }
 
-/// The `config` of a file's metadata.
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileConfig {
-    #[allow(dead_code)] // read to be accepted; the caller dispatches on it
-    family: String,
-    channels: usize,
-    image_size: usize,
-    embedding_dim: usize,
-    widths: Vec<usize>,
-    block_depth: usize,
-    schedule: crate::config::ScheduleKind,
-    min_signal_rate: f64,
-    max_signal_rate: f64,
-    predict: crate::config::Predict,
-    loss: crate::config::LossKind,
-    batch: usize,
-    train_steps: usize,
-    lr: f64,
-    weight_decay: f64,
-    sample_steps: usize,
-    samples: usize,
-}
-
 /// A reference file, read and checked for wholeness as it is used.
 struct Reference<'p> {
     path: &'p Path,
@@ -160,94 +138,51 @@ fn worst(group: &str, members: Vec<Row>) -> Option<Row> {
 /// [`Error::Input`] where the file is not a whole reference file of a known family; device errors.
 pub fn check<B: Backend>(backend: &B, path: &Path, tolerances: &Tolerances) -> Result<Report> {
     let contents = tensor_file::read(path)?;
-    let (file, config) = read_config(path, &contents.metadata)?;
+    let case = Case::read(path, &contents.metadata)?;
     let tensors = contents.tensors.into_iter().map(|t| (t.name.clone(), t)).collect();
-    replay(backend, &file, &config, Reference { path, tensors }, tolerances)
+    replay(backend, &case, Reference { path, tensors }, tolerances)
 }
 
-fn read_config(path: &Path, metadata: &BTreeMap<String, String>) -> Result<(FileConfig, Config)> {
-    let format = metadata.get("format").map_or("", String::as_str);
-    if format != "ddim-engine-reference/1" {
-        let what = format!("its metadata `format` is `{format}`, expected `ddim-engine-reference/1`");
-        return Err(Error::input(path, format!("not a reference file: {what}")));
-    }
-    let text = metadata.get("config").ok_or_else(|| Error::input(path, "its metadata has no `config`"))?;
-    let bad = |e: serde_json::Error| Error::input(path, format!("its `config` cannot be used: {e}"));
-    let family = serde_json::from_str::<serde_json::Value>(text).map_err(bad)?;
-    match family.get("family").and_then(|f| f.as_str()) {
-        Some("seed") => {}
-        other => {
-            let what = format!("family {} is not known; this version knows `seed`", other.unwrap_or("(none)"));
-            return Err(Error::input(path, what));
-        }
-    }
-    let f: FileConfig = serde_json::from_str(text).map_err(bad)?;
-    let config = Config {
-        channels: f.channels,
-        image_size: f.image_size,
-        embedding_dim: f.embedding_dim,
-        widths: f.widths.clone(),
-        block_depth: f.block_depth,
-        schedule: f.schedule,
-        min_signal_rate: f.min_signal_rate,
-        max_signal_rate: f.max_signal_rate,
-        predict: f.predict,
-        loss: f.loss,
-        lr: f.lr,
-        weight_decay: f.weight_decay,
-        ..Config::seed_preset()
-    };
-    let levels = f.widths.len();
-    let fits = (1..=16).contains(&levels)
-        && f.image_size > 0
-        && f.image_size.is_multiple_of(1 << levels)
-        && f.embedding_dim > 0
-        && f.embedding_dim.is_multiple_of(2)
-        && f.block_depth > 0
-        && f.channels > 0
-        && f.batch > 0
-        && f.samples > 0
-        && f.sample_steps > 1
-        && f.widths.iter().all(|&w| w > 0);
-    if !fits {
-        return Err(Error::input(path, format!("its `config` describes no usable network: {text}")));
-    }
-    Ok((f, config))
-}
-
-fn replay<B: Backend>(
-    backend: &B,
-    file: &FileConfig,
-    config: &Config,
-    mut r: Reference<'_>,
-    t: &Tolerances,
-) -> Result<Report> {
-    let (c, size) = (config.channels, config.image_size);
-    let shape = Shape::new(file.batch, size, size, c);
-    let files = [file.batch, c, size, size];
-    let mut state = TrainState::new(backend, config)?;
+fn replay<B: Backend>(backend: &B, case: &Case, mut r: Reference<'_>, t: &Tolerances) -> Result<Report> {
+    let (c, size) = (case.config.channels, case.config.image_size);
+    let shape = Shape::new(case.batch, size, size, c);
+    let files = [case.batch, c, size, size];
+    let mut state = TrainState::new(backend, &case.config)?;
     let layout = std::rc::Rc::clone(state.net.layout());
     for spec in layout.specs() {
-        let prefix = if spec.learned { "param" } else { "buffer" };
-        let values = r.take(&format!("{prefix}.{}", spec.name), &spec.shape.file_shape())?;
+        let values = r.take(&format!("{}.{}", case.prefix(spec), spec.name), &spec.shape.file_shape())?;
         state.weights.load(backend, spec, &values)?;
     }
     let picture = |values: Vec<f32>, s: Shape| Tensor::from_slice(backend, s, &nchw_to_nhwc(&values, s));
     let images = picture(r.take("input.images", &files)?, shape)?;
     let noise = picture(r.take("input.noise", &files)?, shape)?;
-    let mut times = backend.alloc(file.batch)?;
-    backend.upload(&r.take("input.times", &[file.batch])?, B::all_mut(&mut times))?;
-    let batch = Batch { images: &images, noise: &noise, times: &times, labels: None, dropout: None };
+    let numbers = |r: &mut Reference<'_>, name: &str, n: usize| -> Result<B::Buffer> {
+        let values = r.take(name, &[n])?;
+        let mut buffer = backend.alloc(n)?;
+        backend.upload(&values, B::all_mut(&mut buffer))?;
+        Ok(buffer)
+    };
+    let times = case.times(&mut r)?;
+    let times = {
+        let mut buffer = backend.alloc(case.batch)?;
+        backend.upload(&times, B::all_mut(&mut buffer))?;
+        buffer
+    };
+    let labels = match case.has_labels() {
+        true => Some(numbers(&mut r, "input.labels", case.batch)?),
+        false => None,
+    };
+    let batch = Batch { images: &images, noise: &noise, times: &times, labels: labels.as_ref(), dropout: None };
     let host = |t: &Tensor<B>| Ok::<_, Error>(nhwc_to_nchw(&t.to_vec(backend)?, t.shape));
     let mut rows = Vec::new();
 
     // Evaluation mode, before any step.
     let eval = state.predict(backend, Mode::Eval, &batch)?;
-    let mut rates = vec![0.0; 2 * file.batch];
+    let mut rates = vec![0.0; 2 * case.batch];
     backend.download(B::all(&eval.rates), &mut rates)?;
-    for (i, name) in ["expect.signal_rates", "expect.noise_rates"].iter().enumerate() {
+    for (i, name) in case.rates().iter().enumerate() {
         let got: Vec<f32> = rates[i..].iter().step_by(2).copied().collect();
-        rows.push(row(name, &got, &r.take(name, &[file.batch])?, t.outputs));
+        rows.push(row(name, &got, &r.take(name, &[case.batch])?, t.outputs));
     }
     rows.push(row("expect.noisy", &host(&eval.noisy)?, &r.take("expect.noisy", &files)?, t.outputs));
     let mut predictions = |rows: &mut Vec<Row>, p: &Predictions<B>, mode: &str| -> Result<()> {
@@ -271,18 +206,14 @@ fn replay<B: Backend>(
     backend.upload(&before, B::all_mut(&mut state.weights.running))?;
 
     // Sampling, in evaluation mode.
-    let samples = Shape::new(file.samples, size, size, c);
-    let sample_files = [file.samples, c, size, size];
-    let initial = nchw_to_nhwc(&r.take("sample.initial_noise", &sample_files)?, samples);
-    let (net, weights, steps) = (&state.net, &mut state.weights, file.sample_steps);
-    let mut sampler = Sampler::new(backend, net, weights, &state.diffusion, samples, steps)?;
-    backend.upload(&initial, sampler.noise())?;
-    let sample_row =
-        row("sample.images", &host(sampler.run(|_, _| Ok(()))?)?, &r.take("sample.images", &sample_files)?, t.outputs);
+    let sample_row = match sample(backend, case, &mut r, &mut state)? {
+        Some((got, want)) => Some(row("sample.images", &got, &want, t.outputs)),
+        None => None,
+    };
 
     // Training: gradients of the first step, losses of all, parameters after them.
     let (mut losses, mut dead, mut gradient_rows) = (Vec::new(), Vec::new(), Vec::new());
-    for step in 0..file.train_steps {
+    for step in 0..case.train_steps {
         losses.push(state.gradients(backend, &batch)?.loss as f32);
         if step == 0 {
             let (all, each) = gradients(backend, &state, &mut r, &mut dead, t)?;
@@ -292,11 +223,10 @@ fn replay<B: Backend>(
         state.optimize(backend)?;
     }
     rows.extend(worst("grad.*", gradient_rows));
-    rows.push(row("expect.losses", &losses, &r.take("expect.losses", &[file.train_steps])?, t.outputs));
+    rows.push(row("expect.losses", &losses, &r.take("expect.losses", &[case.train_steps])?, t.outputs));
     let (mut after_params, mut after_buffers) = (Vec::new(), Vec::new());
     state.weights.visit(backend, |spec, values| {
-        let group = if spec.learned { "param" } else { "buffer" };
-        let want = r.take(&format!("after.{group}.{}", spec.name), &spec.shape.file_shape())?;
+        let want = r.take(&format!("after.{}.{}", case.prefix(spec), spec.name), &spec.shape.file_shape())?;
         if !dead.contains(&spec.name) {
             let rows = if spec.learned { &mut after_params } else { &mut after_buffers };
             rows.push(row(&spec.name, values, &want, t.gradients));
@@ -305,11 +235,33 @@ fn replay<B: Backend>(
     })?;
     rows.extend(worst("after.param.*", after_params));
     rows.extend(worst("after.buffer.*", after_buffers));
-    rows.push(sample_row);
+    rows.extend(sample_row);
     match r.tensors.keys().next() {
         Some(name) => Err(Error::input(r.path, format!("unknown tensor `{name}`"))),
         None => Ok(Report { rows, dead }),
     }
+}
+
+/// The samples of the file's initial noise, and what should come of it.
+fn sample<B: Backend>(
+    backend: &B,
+    case: &Case,
+    r: &mut Reference<'_>,
+    state: &mut TrainState<B>,
+) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
+    let (c, size) = (case.config.channels, case.config.image_size);
+    let shape = Shape::new(case.samples, size, size, c);
+    let files = [case.samples, c, size, size];
+    let initial = nchw_to_nhwc(&r.take("sample.initial_noise", &files)?, shape);
+    let want = r.take("sample.images", &files)?;
+    if case.scheduler.is_some() {
+        return Ok(None);
+    }
+    let (net, weights, steps) = (&state.net, &mut state.weights, case.sample_steps);
+    let mut sampler = Sampler::new(backend, net, weights, &state.diffusion, shape, steps)?;
+    backend.upload(&initial, sampler.noise())?;
+    let image = sampler.run(|_, _| Ok(()))?;
+    Ok(Some((nhwc_to_nchw(&image.to_vec(backend)?, shape), want)))
 }
 
 /// Compares the gradients; dead ones are named and held to a looser, absolute bound.
