@@ -8,6 +8,7 @@ use ddim_engine::check::{self, Report, Tolerances};
 use ddim_engine::config::{Config, LrSchedule};
 use ddim_engine::device::gpu::Arithmetic;
 use ddim_engine::error::{Error, Result};
+use ddim_engine::interop::given_noise::{self, GivenNoise};
 use ddim_engine::ops::Backend;
 use ddim_engine::sample::{self, SampleOptions, WeightKind};
 use ddim_engine::train::interrupt::Interrupt;
@@ -87,6 +88,21 @@ impl Work for Sample<'_> {
 /// Samples, and says what was written.
 pub fn sample(device: &Chosen, options: &SampleOptions) -> Result<()> {
     let lines = device.run(Sample(options))?;
+    print::stdout(&format!("{}\n", lines.join("\n")))
+}
+
+struct FromNoise<'a>(&'a GivenNoise);
+
+impl Work for FromNoise<'_> {
+    type Output = Vec<String>;
+    fn run<B: Backend>(self, backend: &B) -> Result<Vec<String>> {
+        given_noise::sample(backend, self.0, &Progress::new(Kind::Auto))
+    }
+}
+
+/// Samples from noise that is given, and says what was written.
+pub fn sample_given_noise(device: &Chosen, options: &GivenNoise) -> Result<()> {
+    let lines = device.run(FromNoise(options))?;
     print::stdout(&format!("{}\n", lines.join("\n")))
 }
 

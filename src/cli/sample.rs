@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use ddim_engine::config::Precision;
+use ddim_engine::diffusion::samplers::Wishes;
 use ddim_engine::error::{Error, Result};
+use ddim_engine::interop::given_noise::GivenNoise;
 use ddim_engine::sample::SampleOptions;
 
 use super::device::{DeviceArgs, Prefer};
@@ -57,6 +59,14 @@ pub struct Args {
     #[arg(long, value_enum, value_name = "WHICH", default_value_t = run::Weights::Auto, hide_possible_values = true)]
     weights: run::Weights,
 
+    /// Start from this noise: tensor `noise` [N, C, H, W] (with --raw)
+    #[arg(long, value_name = "FILE.safetensors", requires = "raw")]
+    noise: Option<PathBuf>,
+
+    /// Write only the numbers that come of --noise, neither clipped nor as pixels: tensor `images` [N, C, H, W]
+    #[arg(long, value_name = "FILE.safetensors", requires = "noise")]
+    raw: Option<PathBuf>,
+
     #[command(flatten)]
     device: DeviceArgs,
 
@@ -79,6 +89,18 @@ impl Args {
             return Err(Error::input(&self.source, what));
         }
         print::stderr(&device.line);
+        if let (Some(noise), Some(raw)) = (self.noise, self.raw) {
+            let options = GivenNoise {
+                source: self.source,
+                weights: self.weights.into(),
+                noise,
+                raw,
+                steps: self.steps as usize,
+                seed: self.seed,
+                wishes: Wishes::default(),
+            };
+            return run::sample_given_noise(&device, &options);
+        }
         let options = SampleOptions {
             source: self.source,
             count: self.count as usize,
