@@ -5,10 +5,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::Config;
+use crate::config::{Config, Layers};
 use crate::diffusion::Diffusion;
 use crate::diffusion::sampler::Sampler;
 use crate::error::{Error, Result};
+use crate::interop;
 use crate::model::Net;
 use crate::model::params::Weights;
 use crate::ops::Backend;
@@ -146,15 +147,26 @@ fn to_pictures<B: Backend>(backend: &B, model: &Model<'_>, image: &Tensor<B>) ->
 }
 
 /// A model as read from disk.
-struct Loaded {
-    path: PathBuf,
-    config: Config,
-    tensors: Vec<NamedTensor>,
-    averaged: bool,
+pub(crate) struct Loaded {
+    pub(crate) path: PathBuf,
+    pub(crate) config: Config,
+    pub(crate) tensors: Vec<NamedTensor>,
+    pub(crate) averaged: bool,
 }
 
-/// Reads a run, a checkpoint or a model file, and picks the weights.
-fn load(source: &Path, kind: WeightKind, progress: &Progress) -> Result<Loaded> {
+/// Reads a run, a checkpoint, a model file or a folder of the diffusers library, and picks the weights.
+pub(crate) fn load(source: &Path, kind: WeightKind, progress: &Progress) -> Result<Loaded> {
+    if interop::folder::is_folder(source) {
+        if kind == WeightKind::Ema {
+            let what =
+                "a folder of the diffusers library holds one set of weights, no moving average; use --weights auto";
+            return Err(Error::input(source, what));
+        }
+        let model = interop::load_folder(source, &Layers::default())?;
+        model.notes.iter().for_each(|note| progress.line(note));
+        let path = source.to_path_buf();
+        return Ok(Loaded { path, config: model.config, tensors: model.tensors, averaged: false });
+    }
     let bare = source.is_file();
     let bad = |what: String| Error::input(source, what);
     let (path, config, mut model, optimizer) = if bare {

@@ -6,6 +6,7 @@ mod bench;
 mod check;
 mod device;
 mod doctor;
+mod interop;
 mod print;
 mod run;
 mod sample;
@@ -53,6 +54,8 @@ struct Cli {
 enum Command {
     Train(train::Args),
     Sample(sample::Args),
+    Import(interop::ImportArgs),
+    Export(interop::ExportArgs),
     Check(check::Args),
     Doctor(doctor::Args),
     Bench(bench::Args),
@@ -81,6 +84,8 @@ fn run(cli: Cli) -> Result<()> {
         None => print::stdout(WELCOME),
         Some(Command::Train(args)) => args.run(),
         Some(Command::Sample(args)) => args.run(),
+        Some(Command::Import(args)) => args.run(),
+        Some(Command::Export(args)) => args.run(),
         Some(Command::Check(args)) => args.run(),
         Some(Command::Doctor(args)) => args.run(),
         Some(Command::Bench(args)) => args.run(),
