@@ -61,6 +61,7 @@ fn networks() -> Vec<Config> {
             channels: 1,
             batch_size: 3,
             accumulate: 3,
+            offset_noise: 0.1,
             ..base.clone()
         },
         Config { image_size: 8, widths: vec![24], embedding_dim: 8, channels: 4, predict: Predict::Image, ..base },
