@@ -54,6 +54,7 @@ struct Cli {
 enum Command {
     Train(train::Args),
     Sample(sample::Args),
+    Encode(sample::EncodeArgs),
     Import(interop::ImportArgs),
     Export(interop::ExportArgs),
     Check(check::Args),
@@ -84,6 +85,7 @@ fn run(cli: Cli) -> Result<()> {
         None => print::stdout(WELCOME),
         Some(Command::Train(args)) => args.run(),
         Some(Command::Sample(args)) => args.run(),
+        Some(Command::Encode(args)) => args.run(),
         Some(Command::Import(args)) => args.run(),
         Some(Command::Export(args)) => args.run(),
         Some(Command::Check(args)) => args.run(),

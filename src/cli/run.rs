@@ -8,9 +8,8 @@ use ddim_engine::check::{self, Report, Tolerances};
 use ddim_engine::config::{Config, LrSchedule};
 use ddim_engine::device::gpu::Arithmetic;
 use ddim_engine::error::{Error, Result};
-use ddim_engine::interop::given_noise::{self, GivenNoise};
 use ddim_engine::ops::Backend;
-use ddim_engine::sample::{self, SampleOptions, WeightKind};
+use ddim_engine::sample::{self, EncodeOptions, SampleOptions, WeightKind};
 use ddim_engine::train::interrupt::Interrupt;
 use ddim_engine::train::progress::{Kind, Progress};
 use ddim_engine::train::stepper;
@@ -91,18 +90,18 @@ pub fn sample(device: &Chosen, options: &SampleOptions) -> Result<()> {
     print::stdout(&format!("{}\n", lines.join("\n")))
 }
 
-struct FromNoise<'a>(&'a GivenNoise);
+struct Encode<'a>(&'a EncodeOptions);
 
-impl Work for FromNoise<'_> {
+impl Work for Encode<'_> {
     type Output = Vec<String>;
     fn run<B: Backend>(self, backend: &B) -> Result<Vec<String>> {
-        given_noise::sample(backend, self.0, &Progress::new(Kind::Auto))
+        sample::encode(backend, self.0, &Progress::new(Kind::Auto))
     }
 }
 
-/// Samples from noise that is given, and says what was written.
-pub fn sample_given_noise(device: &Chosen, options: &GivenNoise) -> Result<()> {
-    let lines = device.run(FromNoise(options))?;
+/// Encodes pictures, and says how close they come back.
+pub fn encode(device: &Chosen, options: &EncodeOptions) -> Result<()> {
+    let lines = device.run(Encode(options))?;
     print::stdout(&format!("{}\n", lines.join("\n")))
 }
 

@@ -168,9 +168,8 @@ impl<'a, B: Backend> Sampler<'a, B> {
             graph: None,
         };
         sampler.set_first_image(0)?;
-        if let Some(classes) = sampler.diffusion.sampling.classes {
-            let drawn = classes - usize::from(sampler.diffusion.sampling.null_class.is_some());
-            let labels: Vec<usize> = (0..shape.n).map(|i| i % drawn.max(1)).collect();
+        if let Some(count) = sampler.classes() {
+            let labels: Vec<usize> = (0..shape.n).map(|i| i % count).collect();
             sampler.set_classes(&labels, None)?;
         }
         Ok(sampler)
@@ -179,6 +178,12 @@ impl<'a, B: Backend> Sampler<'a, B> {
     /// Shape of a batch.
     pub fn shape(&self) -> Shape {
         self.x.shape
+    }
+
+    /// Classes that can be drawn, where the network knows classes: all but that of no class.
+    pub fn classes(&self) -> Option<usize> {
+        let sampling = &self.diffusion.sampling;
+        sampling.classes.map(|n| (n - usize::from(sampling.null_class.is_some())).max(1))
     }
 
     /// Where the noise of the next batch goes.
@@ -282,6 +287,14 @@ impl<'a, B: Backend> Sampler<'a, B> {
         match self.way {
             Way::SeedGrid(_) => &self.image,
             Way::Plan(_) => &self.x,
+        }
+    }
+
+    /// The result of the last batch.
+    pub fn into_result(self) -> Tensor<B> {
+        match self.way {
+            Way::SeedGrid(_) => self.image,
+            Way::Plan(_) => self.x,
         }
     }
 

@@ -4,10 +4,8 @@
 //! becomes keys of the configuration ([`scheduler`]). Its models see pixels in [-1, 1], which here is `normalize` = `fixed`.
 //!
 //! [`load_folder`] and [`load_file`] read; [`import`] makes a run of what they read, at step 0; [`export`] writes.
-//! [`given_noise`] holds samplers against those of other programs.
 
 pub mod folder;
-pub mod given_noise;
 pub mod scheduler;
 pub mod weights;
 
