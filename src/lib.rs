@@ -5,7 +5,7 @@
 //! | floor | modules | what |
 //! |---|---|---|
 //! | 5 | `cli` (of the binary) | arguments to configuration to a library call to print |
-//! | 4 | [`train`], [`check`], [`sample`] | the training loop, checkpoints, run directory; replay of reference files; pictures from a model |
+//! | 4 | [`train`], [`check`], [`sample`], [`interop`] | the training loop, checkpoints, run directory; replay of reference files; pictures from a model; models of other programs |
 //! | 3 | [`diffusion`] | schedules, objectives, normaliser, sampler |
 //! | 2 | [`model`] | parameters, residual block, U-Net: forward and backward, side by side |
 //! | 1 | [`ops`] | one folder per operation: contract, CPU kernels, GPU launches, float64 reference |
@@ -17,6 +17,7 @@ pub mod data;
 pub mod device;
 pub mod diffusion;
 pub mod error;
+pub mod interop;
 pub mod kernels;
 pub mod model;
 pub mod ops;

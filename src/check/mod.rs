@@ -255,6 +255,9 @@ fn sample<B: Backend>(
     let initial = nchw_to_nhwc(&r.take("sample.initial_noise", &files)?, shape);
     let want = r.take("sample.images", &files)?;
     if case.scheduler.is_some() {
+        if case.has_labels() {
+            r.take("sample.labels", &[case.samples])?;
+        }
         return Ok(None);
     }
     let (net, weights, steps) = (&state.net, &mut state.weights, case.sample_steps);

@@ -6,6 +6,7 @@ mod bench;
 mod check;
 mod device;
 mod doctor;
+mod interop;
 mod print;
 mod run;
 mod sample;
@@ -53,6 +54,9 @@ struct Cli {
 enum Command {
     Train(train::Args),
     Sample(sample::Args),
+    Encode(sample::EncodeArgs),
+    Import(interop::ImportArgs),
+    Export(interop::ExportArgs),
     Check(check::Args),
     Doctor(doctor::Args),
     Bench(bench::Args),
@@ -81,6 +85,9 @@ fn run(cli: Cli) -> Result<()> {
         None => print::stdout(WELCOME),
         Some(Command::Train(args)) => args.run(),
         Some(Command::Sample(args)) => args.run(),
+        Some(Command::Encode(args)) => args.run(),
+        Some(Command::Import(args)) => args.run(),
+        Some(Command::Export(args)) => args.run(),
         Some(Command::Check(args)) => args.run(),
         Some(Command::Doctor(args)) => args.run(),
         Some(Command::Bench(args)) => args.run(),

@@ -9,7 +9,7 @@ use ddim_engine::config::{Config, LrSchedule};
 use ddim_engine::device::gpu::Arithmetic;
 use ddim_engine::error::{Error, Result};
 use ddim_engine::ops::Backend;
-use ddim_engine::sample::{self, SampleOptions, WeightKind};
+use ddim_engine::sample::{self, EncodeOptions, SampleOptions, WeightKind};
 use ddim_engine::train::interrupt::Interrupt;
 use ddim_engine::train::progress::{Kind, Progress};
 use ddim_engine::train::stepper;
@@ -87,6 +87,21 @@ impl Work for Sample<'_> {
 /// Samples, and says what was written.
 pub fn sample(device: &Chosen, options: &SampleOptions) -> Result<()> {
     let lines = device.run(Sample(options))?;
+    print::stdout(&format!("{}\n", lines.join("\n")))
+}
+
+struct Encode<'a>(&'a EncodeOptions);
+
+impl Work for Encode<'_> {
+    type Output = Vec<String>;
+    fn run<B: Backend>(self, backend: &B) -> Result<Vec<String>> {
+        sample::encode(backend, self.0, &Progress::new(Kind::Auto))
+    }
+}
+
+/// Encodes pictures, and says how close they come back.
+pub fn encode(device: &Chosen, options: &EncodeOptions) -> Result<()> {
+    let lines = device.run(Encode(options))?;
     print::stdout(&format!("{}\n", lines.join("\n")))
 }
 

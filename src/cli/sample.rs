@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use ddim_engine::config::Precision;
+use ddim_engine::diffusion::samplers::{Method, Spacing, Wishes};
 use ddim_engine::error::{Error, Result};
-use ddim_engine::sample::SampleOptions;
+use ddim_engine::sample::{EncodeOptions, INVERSION_ROUNDS, Interpolate, SampleOptions};
 
 use super::device::{DeviceArgs, Prefer};
 use super::{print, run};
@@ -14,6 +15,9 @@ Examples
   ddim-engine sample runs/NAME                           samples.png: a grid
   ddim-engine sample runs/NAME --count 4 --gif out.gif   noise to picture
   ddim-engine sample runs/NAME --count 500 --individual DIR   single PNGs
+  ddim-engine sample runs/NAME --sampler dpm++2m --steps 15   another sampler
+  ddim-engine sample runs/NAME --interpolate 3:7 --count 8    from seed 3 to 7
+  ddim-engine sample runs/NAME --init-image a.png --mask m.png   draw the white
 
 The same --seed gives the same pictures, whatever --batch and --threads.";
 
@@ -57,6 +61,58 @@ pub struct Args {
     #[arg(long, value_enum, value_name = "WHICH", default_value_t = run::Weights::Auto, hide_possible_values = true)]
     weights: run::Weights,
 
+    /// ddim, ddpm (ancestral), dpm++2m or heun [default: as the model was trained or imported to]
+    #[arg(long, value_name = "NAME", help_heading = "Sampler")]
+    sampler: Option<String>,
+
+    /// Noise that ddim adds on the way: 0 none, 1 as much as ddpm
+    #[arg(long, value_name = "SHARE", help_heading = "Sampler")]
+    eta: Option<f64>,
+
+    /// Points of the schedule: leading, trailing, linspace, quadratic or karras
+    #[arg(long, value_name = "NAME", help_heading = "Sampler")]
+    spacing: Option<String>,
+
+    /// Clamp predicted pictures, as the network sees them, to +-RANGE; 0: do not
+    #[arg(long, value_name = "RANGE", help_heading = "Sampler")]
+    clip: Option<f64>,
+
+    /// Clamp them to a quantile of their own and divide by it, such as 0.995
+    #[arg(long, value_name = "QUANTILE", help_heading = "Sampler")]
+    dynamic_threshold: Option<f64>,
+
+    /// Classes to draw, in turn, of a network that knows classes [default: all]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', help_heading = "What is drawn")]
+    class: Vec<usize>,
+
+    /// Classifier-free guidance: 1 none; 2 to 7 draw more typical pictures
+    #[arg(long, value_name = "WEIGHT", help_heading = "What is drawn")]
+    guidance: Option<f64>,
+
+    /// From one picture to another: two seeds, or two files
+    #[arg(long, value_name = "A:B", help_heading = "What is drawn", conflicts_with_all = ["init_image", "noise"])]
+    interpolate: Option<String>,
+
+    /// Begin with this picture and some noise
+    #[arg(long, value_name = "FILE", help_heading = "What is drawn")]
+    init_image: Option<PathBuf>,
+
+    /// How much of it is drawn anew, from 0 to 1 [default: 0.6; with --mask 1]
+    #[arg(long, value_name = "SHARE", help_heading = "What is drawn")]
+    strength: Option<f64>,
+
+    /// Draw anew only what is white in this picture
+    #[arg(long, value_name = "FILE", help_heading = "What is drawn")]
+    mask: Option<PathBuf>,
+
+    /// Begin with this noise: tensor `noise`, N,C,H,W; makes N pictures
+    #[arg(long, value_name = "FILE.safetensors", help_heading = "What is drawn", conflicts_with = "count")]
+    noise: Option<PathBuf>,
+
+    /// Also write the pictures as the network sees them: tensor `images`
+    #[arg(long, value_name = "FILE.safetensors")]
+    raw: Option<PathBuf>,
+
     #[command(flatten)]
     device: DeviceArgs,
 
@@ -73,11 +129,16 @@ impl Args {
         let device = self.device.choose(threads, precision, Prefer::Pictures)?;
         expect_ending("--out", Some(&self.out), "png")?;
         expect_ending("--gif", self.gif.as_deref(), "gif")?;
-        if !self.source.exists() {
-            let what =
-                "there is no such run or checkpoint; expected a folder made by `ddim-engine train`, such as runs/NAME";
-            return Err(Error::input(&self.source, what));
-        }
+        expect_ending("--raw", self.raw.as_deref(), "safetensors")?;
+        let wishes = Wishes {
+            method: self.sampler.as_deref().map(Method::parse).transpose()?,
+            eta: self.eta,
+            spacing: self.spacing.as_deref().map(Spacing::parse).transpose()?,
+            clip: self.clip,
+            dynamic_threshold: self.dynamic_threshold,
+        };
+        let interpolate = self.interpolate.as_deref().map(Interpolate::parse).transpose()?;
+        expect_source(&self.source)?;
         print::stderr(&device.line);
         let options = SampleOptions {
             source: self.source,
@@ -89,8 +150,94 @@ impl Args {
             gif: self.gif,
             batch: self.batch as usize,
             weights: self.weights.into(),
+            wishes,
+            classes: self.class,
+            guidance: self.guidance,
+            interpolate,
+            init_image: self.init_image,
+            strength: self.strength,
+            mask: self.mask,
+            noise: self.noise,
+            raw: self.raw,
         };
         run::sample(&device, &options)
+    }
+}
+
+/// Refuses a model that is not there.
+fn expect_source(source: &Path) -> Result<()> {
+    if source.exists() {
+        return Ok(());
+    }
+    let what = "there is no such run or checkpoint; expected a folder made by `ddim-engine train`, such as runs/NAME";
+    Err(Error::input(source, what))
+}
+
+const ENCODE_EXAMPLES: &str = "\
+Examples
+  ddim-engine encode runs/NAME a.png b.jpg               how close they come back
+  ddim-engine encode runs/NAME a.png --noise a.safetensors
+  ddim-engine sample runs/NAME --noise a.safetensors --sampler ddim --clip 0";
+
+/// Find the noise of pictures (DDIM inversion), and show what is made of it
+#[derive(clap::Args)]
+#[command(after_help = ENCODE_EXAMPLES)]
+pub struct EncodeArgs {
+    /// Folder of a run (its newest checkpoint is taken), or of one checkpoint
+    #[arg(value_name = "RUN_OR_CHECKPOINT")]
+    source: PathBuf,
+
+    /// Picture files
+    #[arg(value_name = "PICTURE", required = true)]
+    pictures: Vec<PathBuf>,
+
+    /// Points of the time grid, as of `sample`
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..=10_000))]
+    steps: u32,
+
+    /// Network calls for each step to the noise; more come closer
+    #[arg(long, value_name = "N", default_value_t = INVERSION_ROUNDS as u32, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+
+    /// The pictures, each beside what is made of its noise
+    #[arg(long, value_name = "FILE.png", default_value = "encoded.png")]
+    out: PathBuf,
+
+    /// Also write the noise: tensor `noise`, N,C,H,W
+    #[arg(long, value_name = "FILE.safetensors")]
+    noise: Option<PathBuf>,
+
+    /// Weights: their moving average (ema), as trained (raw), or the average where there is one (auto)
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t = run::Weights::Auto, hide_possible_values = true)]
+    weights: run::Weights,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+
+    /// Arithmetic: auto, fp32, and on a GPU tf32 or bf16
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    precision: String,
+}
+
+impl EncodeArgs {
+    /// Runs the command.
+    pub fn run(self) -> Result<()> {
+        let precision = Precision::parse(&self.precision)?;
+        let device = self.device.choose(self.device.threads(0), precision, Prefer::Pictures)?;
+        expect_ending("--out", Some(&self.out), "png")?;
+        expect_ending("--noise", self.noise.as_deref(), "safetensors")?;
+        expect_source(&self.source)?;
+        print::stderr(&device.line);
+        let options = EncodeOptions {
+            source: self.source,
+            pictures: self.pictures,
+            steps: self.steps as usize,
+            rounds: self.rounds as usize,
+            out: self.out,
+            noise: self.noise,
+            weights: self.weights.into(),
+        };
+        run::encode(&device, &options)
     }
 }
 

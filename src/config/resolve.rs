@@ -88,7 +88,15 @@ impl Config {
     /// # Errors
     /// An unknown preset or key, a value out of bounds, or values that do not fit each other, each by name, with what would do.
     pub fn resolve(layers: &Layers) -> Result<Config> {
-        let mut table = Config::preset(layers.preset_name())?.table()?;
+        Config::preset(layers.preset_name())?.with(layers)
+    }
+
+    /// The layers but for the preset, on top of `self`; for configurations that come from elsewhere.
+    ///
+    /// # Errors
+    /// As for [`Config::resolve`].
+    pub fn with(&self, layers: &Layers) -> Result<Config> {
+        let mut table = self.table()?;
         if let Some(path) = &layers.file {
             let text = read_file(path)?;
             overlay(&mut table, file_layer(&text).map_err(|what| Error::input(path, what))?);

@@ -24,7 +24,7 @@
 //!   a picture that has the size already keeps its exact bytes.
 //! - With `channels` 1, colours become luma (Rec. 709 weights); with 3, grey is repeated.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::error::{Error, Result};
@@ -217,6 +217,18 @@ impl Dataset {
     pub fn is_mapped(&self) -> bool {
         matches!(self.pixels, Pixels::Mapped { .. })
     }
+}
+
+/// One picture file as `image_size * image_size * channels` bytes, cut and resized as the pictures of a data set are.
+///
+/// # Errors
+/// [`Error::Input`]: it cannot be read, or is no picture.
+pub fn read_picture(path: &Path, image_size: usize, channels: usize) -> Result<Vec<u8>> {
+    let refuse = |why: String| Error::input(path, format!("{why}; expected a picture file (JPEG, PNG or GIF)"));
+    let bytes = std::fs::read(path).map_err(|e| refuse(format!("cannot be read: {e}")))?;
+    let mut out = vec![0; image_size * image_size * channels];
+    decode::Decoder::new().decode(&bytes, image_size, channels, &mut out).map_err(refuse)?;
+    Ok(out)
 }
 
 /// Loads the pictures of `spec`.

@@ -1,4 +1,4 @@
-//! Floor 3: what makes a network a diffusion model: schedule and embedding of times, objective, normaliser, sampler.
+//! Floor 3: what makes a network a diffusion model: schedule and embedding of times, objective, normaliser, samplers.
 
 pub mod levels;
 pub mod normalizer;
@@ -16,6 +16,7 @@ use crate::ops::loss::LossDims;
 use crate::ops::schedule::{ScheduleDims, ScheduleOutput};
 use crate::tensor::{Shape, Tensor};
 use levels::{BetaSchedule, Betas, Levels};
+use samplers::Sampling;
 
 /// The schedule and the objective of a run.
 #[derive(Clone, Debug)]
@@ -29,6 +30,8 @@ pub struct Diffusion {
     pub loss: LossKind,
     /// Bound of the ratio of signal to noise in the weight of an image's loss; 0: all weigh the same.
     min_snr_gamma: f64,
+    /// How pictures are drawn.
+    pub sampling: Sampling,
 }
 
 impl Diffusion {
@@ -54,6 +57,7 @@ impl Diffusion {
             predict: config.predict,
             loss: config.loss,
             min_snr_gamma: config.min_snr_gamma,
+            sampling: Sampling::new(config),
         })
     }
 
@@ -121,6 +125,13 @@ impl Diffusion {
         backend.schedule(&ScheduleDims { n: n as u32, ..self.schedule }, B::all(times), out)?;
         let embedding = Some(Act { tensor, stats: Some(stats) });
         Ok(Condition { rates, embedding, timesteps: None, labels: None, weights: None })
+    }
+
+    /// The seed family's schedule at `points` equally spaced times; the network is told the time.
+    fn levels_of_times(&self, points: usize) -> Levels {
+        let ScheduleDims { min_signal, max_signal, linear, .. } = self.schedule;
+        let kind = if linear == 0 { ScheduleKind::Cosine } else { ScheduleKind::Linear };
+        Levels::seed_times(kind, min_signal, max_signal, points)
     }
 
     /// The same, with the seed family's schedule in float32, as samplers compute it.

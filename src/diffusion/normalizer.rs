@@ -30,8 +30,15 @@ impl Normalizer {
 
     /// Pixels to [-1, 1], frozen from the start: mean 0.5 and deviation 0.5.
     pub fn fixed(channels: usize) -> Self {
+        Normalizer::frozen(&vec![0.5; channels], &vec![0.5; channels])
+    }
+
+    /// Frozen from the start, with these means and deviations.
+    pub fn frozen(mean: &[f32], std: &[f32]) -> Self {
+        let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
         // With nothing counted the deviation is the root of `m2`.
-        Normalizer { batches: 0, limit: 0, count: 0.0, mean: vec![0.5; channels], m2: vec![0.25; channels] }
+        let m2 = wide(std).into_iter().map(|s| s * s).collect();
+        Normalizer { batches: 0, limit: 0, count: 0.0, mean: wide(mean), m2 }
     }
 
     /// The one that a configuration asks for, at the start of a run.

@@ -54,11 +54,13 @@ pub fn find(root: &Path) -> Result<Files> {
     let home = if root.join("unet").is_dir() { root.join("unet") } else { root.to_path_buf() };
     let unet_config = home.join(UNET_CONFIG);
     if !unet_config.is_file() {
-        let what = format!("no {UNET_CONFIG} in {}; expected a folder that diffusers' save_pretrained made", home.display());
+        let what =
+            format!("no {UNET_CONFIG} in {}; expected a folder that diffusers' save_pretrained made", home.display());
         return Err(Error::input(root, what));
     }
     let weights = find_weights(&home)?;
-    let scheduler = [root.join("scheduler").join(SCHEDULER_CONFIG), home.join(SCHEDULER_CONFIG), root.join(SCHEDULER_CONFIG)];
+    let scheduler =
+        [root.join("scheduler").join(SCHEDULER_CONFIG), home.join(SCHEDULER_CONFIG), root.join(SCHEDULER_CONFIG)];
     Ok(Files { unet_config, weights, scheduler: scheduler.into_iter().find(|file| file.is_file()) })
 }
 
@@ -84,11 +86,14 @@ fn find_weights(home: &Path) -> Result<PathBuf> {
         [only] => return Ok(home.join(only)),
         [] => {}
         _ => {
-            let what = format!("several weights ({variants:?}) and no {UNET_WEIGHTS}; leave or rename the one that is meant");
+            let what =
+                format!("several weights ({variants:?}) and no {UNET_WEIGHTS}; leave or rename the one that is meant");
             return Err(Error::input(home, what));
         }
     }
-    if let Some(pickle) = names.iter().find(|name| name.ends_with(".bin") || name.ends_with(".ckpt") || name.ends_with(".pt")) {
+    if let Some(pickle) =
+        names.iter().find(|name| name.ends_with(".bin") || name.ends_with(".ckpt") || name.ends_with(".pt"))
+    {
         let what = format!(
             "found only {pickle}, a pickle that can run any code when it is read; expected {UNET_WEIGHTS}. Convert it once where \
              diffusers is installed: python -c \"from diffusers import UNet2DModel as M; M.from_pretrained('{0}').save_pretrained('{0}')\"",

@@ -70,7 +70,8 @@ fn today(name: &str) -> String {
 
 /// Equal, or [K, C] once as a convolution [K, C, 1, 1].
 fn same_matrix(found: &[usize], expected: &[usize]) -> bool {
-    found == expected || matches!((found, expected), ([k, c, 1, 1], [a, b]) | ([a, b], [k, c, 1, 1]) if (k, c) == (a, b))
+    found == expected
+        || matches!((found, expected), ([k, c, 1, 1], [a, b]) | ([a, b], [k, c, 1, 1]) if (k, c) == (a, b))
 }
 
 fn list(what: &str, names: &[String]) -> String {

@@ -12,6 +12,7 @@
 pub mod batches;
 pub mod checkpoint;
 mod checks;
+pub mod first;
 pub mod interrupt;
 pub mod lr;
 pub mod metrics_log;

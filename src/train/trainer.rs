@@ -92,7 +92,7 @@ pub struct TrainSummary {
 
 /// Sums of losses since the last training record, weighted by images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Window {
+pub(crate) struct Window {
     images: f64,
     loss: f64,
     noise_loss: f64,
@@ -122,15 +122,16 @@ impl Window {
 
 /// The small values of a checkpoint.
 #[derive(Serialize, Deserialize)]
-struct Resumable {
-    preset: String,
-    fingerprint: String,
-    seconds: f64,
-    normalizer: Normalizer,
-    window: Window,
+pub(crate) struct Resumable {
+    pub(crate) preset: String,
+    /// Of the pictures; empty where the model comes from elsewhere and has seen none.
+    pub(crate) fingerprint: String,
+    pub(crate) seconds: f64,
+    pub(crate) normalizer: Normalizer,
+    pub(crate) window: Window,
     /// Of the class labels, where there are any.
     #[serde(default)]
-    labels: Option<String>,
+    pub(crate) labels: Option<String>,
 }
 
 /// Trains. Reports on standard error unless quiet.
@@ -202,11 +203,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
             let saved: Resumable = serde_json::from_value(checkpoint.state)
                 .map_err(|e| Error::input(&path, format!("its state cannot be used: {e}")))?;
             check_same(config, &checkpoint.config_toml, &path, split.train.len())?;
-            if saved.fingerprint != dataset.fingerprint() {
+            if !saved.fingerprint.is_empty() && saved.fingerprint != dataset.fingerprint() {
                 let what = "its pictures are not those of `data`: the same pictures are needed to go on exactly";
                 return Err(Error::input(&path, format!("{what} (data = {})", config.data)));
             }
-            if saved.labels != labels.as_ref().map(Labels::fingerprint) {
+            if !saved.fingerprint.is_empty() && saved.labels != labels.as_ref().map(Labels::fingerprint) {
                 let what = "its class labels are not those of `labels`: the same labels are needed to go on exactly";
                 return Err(Error::input(&path, format!("{what} (labels = {})", config.labels)));
             }

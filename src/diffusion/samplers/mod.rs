@@ -14,8 +14,10 @@
 //! their way are signal x + noise e with signal^2 + noise^2 = 1, except for `heun`, where they are x + sigma e.
 
 mod nodes;
+mod settings;
 mod updates;
 
+pub use settings::{Sampling, Wishes};
 pub use updates::{Inversion, invert};
 
 use super::levels::{Level, Levels};
