@@ -206,10 +206,8 @@ fn replay<B: Backend>(backend: &B, case: &Case, mut r: Reference<'_>, t: &Tolera
     backend.upload(&before, B::all_mut(&mut state.weights.running))?;
 
     // Sampling, in evaluation mode.
-    let sample_row = match sample(backend, case, &mut r, &mut state)? {
-        Some((got, want)) => Some(row("sample.images", &got, &want, t.outputs)),
-        None => None,
-    };
+    let (got, want) = sample(backend, case, &mut r, &mut state)?;
+    let sample_row = row("sample.images", &got, &want, t.outputs);
 
     // Training: gradients of the first step, losses of all, parameters after them.
     let (mut losses, mut dead, mut gradient_rows) = (Vec::new(), Vec::new(), Vec::new());
@@ -235,7 +233,7 @@ fn replay<B: Backend>(backend: &B, case: &Case, mut r: Reference<'_>, t: &Tolera
     })?;
     rows.extend(worst("after.param.*", after_params));
     rows.extend(worst("after.buffer.*", after_buffers));
-    rows.extend(sample_row);
+    rows.push(sample_row);
     match r.tensors.keys().next() {
         Some(name) => Err(Error::input(r.path, format!("unknown tensor `{name}`"))),
         None => Ok(Report { rows, dead }),
@@ -248,20 +246,26 @@ fn sample<B: Backend>(
     case: &Case,
     r: &mut Reference<'_>,
     state: &mut TrainState<B>,
-) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
+) -> Result<(Vec<f32>, Vec<f32>)> {
     let (c, size) = (case.config.channels, case.config.image_size);
     let shape = Shape::new(case.samples, size, size, c);
     let files = [case.samples, c, size, size];
     let initial = nchw_to_nhwc(&r.take("sample.initial_noise", &files)?, shape);
     let want = r.take("sample.images", &files)?;
-    if case.scheduler.is_some() {
-        return Ok(None);
-    }
+    let labels = match case.has_labels() {
+        true => {
+            Some(r.take("sample.labels", &[case.samples])?.into_iter().map(|label| label as usize).collect::<Vec<_>>())
+        }
+        false => None,
+    };
     let (net, weights, steps) = (&state.net, &mut state.weights, case.sample_steps);
     let mut sampler = Sampler::new(backend, net, weights, &state.diffusion, shape, steps)?;
+    if let Some(labels) = labels {
+        sampler.set_classes(&labels, None)?;
+    }
     backend.upload(&initial, sampler.noise())?;
     let image = sampler.run(|_, _| Ok(()))?;
-    Ok(Some((nhwc_to_nchw(&image.to_vec(backend)?, shape), want)))
+    Ok((nhwc_to_nchw(&image.to_vec(backend)?, shape), want))
 }
 
 /// Compares the gradients; dead ones are named and held to a looser, absolute bound.
