@@ -8,6 +8,7 @@ mod file;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::config::{Family, Predict};
 use crate::device::gpu::Arithmetic;
 use crate::diffusion::sampler::Sampler;
 use crate::error::{Error, Result};
@@ -31,6 +32,11 @@ pub struct Tolerances {
     /// the rounding of its terms does not: PyTorch's own gradients are off by up to 1.5e-1 of such a parameter's gradient (2.2e-2 of
     /// all gradients together), on files of the default shape.
     pub one_gradient: f64,
+    /// Samples of the family unet2d. In bfloat16 PyTorch's own are off by up to 2.7e-2, on a file with odd widths that predicts the picture.
+    pub samples: f64,
+    /// The same where the noise is predicted. Sampling begins where the signal rate is below 1e-2, and the first predicted picture has the
+    /// prediction's error divided by that: PyTorch's own samples are off by 3e-2 to 1e-1 on such files (those of tests/fixtures/reference).
+    pub noise_samples: f64,
     /// What a dead gradient may be, as a share of the root mean square over all gradients.
     pub dead: f64,
 }
@@ -39,10 +45,31 @@ impl Tolerances {
     /// Those of an arithmetic.
     pub fn of(arithmetic: Arithmetic) -> Self {
         match arithmetic {
-            Arithmetic::Fp32 => Tolerances { outputs: 5e-4, gradients: 2e-3, one_gradient: 2e-3, dead: 1e-3 },
+            Arithmetic::Fp32 => Tolerances {
+                outputs: 5e-4,
+                gradients: 2e-3,
+                one_gradient: 2e-3,
+                samples: 5e-4,
+                noise_samples: 5e-4,
+                dead: 1e-3,
+            },
             // Factors have three bits more than those of bfloat16, activations all of theirs.
-            Arithmetic::Tf32 => Tolerances { outputs: 5e-3, gradients: 2e-2, one_gradient: 2e-2, dead: 1e-2 },
-            Arithmetic::Bf16 => Tolerances { outputs: 2e-2, gradients: 4e-2, one_gradient: 2.5e-1, dead: 5e-2 },
+            Arithmetic::Tf32 => Tolerances {
+                outputs: 5e-3,
+                gradients: 2e-2,
+                one_gradient: 2e-2,
+                samples: 5e-3,
+                noise_samples: 2e-2,
+                dead: 1e-2,
+            },
+            Arithmetic::Bf16 => Tolerances {
+                outputs: 2e-2,
+                gradients: 4e-2,
+                one_gradient: 2.5e-1,
+                samples: 4e-2,
+                noise_samples: 1e-1,
+                dead: 5e-2,
+            },
         }
     }
 }
@@ -207,7 +234,12 @@ fn replay<B: Backend>(backend: &B, case: &Case, mut r: Reference<'_>, t: &Tolera
 
     // Sampling, in evaluation mode.
     let (got, want) = sample(backend, case, &mut r, &mut state)?;
-    let sample_row = row("sample.images", &got, &want, t.outputs);
+    let tolerance = match (case.config.family, case.config.predict) {
+        (Family::Seed, _) => t.outputs,
+        (Family::Unet2d, Predict::Noise) => t.noise_samples,
+        (Family::Unet2d, _) => t.samples,
+    };
+    let sample_row = row("sample.images", &got, &want, tolerance);
 
     // Training: gradients of the first step, losses of all, parameters after them.
     let (mut losses, mut dead, mut gradient_rows) = (Vec::new(), Vec::new(), Vec::new());
