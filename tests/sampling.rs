@@ -85,6 +85,20 @@ fn the_same_seed_draws_the_same_pictures_in_any_batch_by_every_sampler() {
     }
 }
 
+/// An animation has a frame for each step, of which `heun` takes two calls; its last is what is drawn.
+#[test]
+fn animations_show_steps() {
+    let place = place();
+    for run in FAMILIES {
+        for sampler in [&[][..], &["--sampler", "heun"], &["--sampler", "dpm++2m"]] {
+            let args = [&["sample", run, "--steps", "5", "--count", "3", "--gif", "a.gif"][..], sampler].concat();
+            let said = place.ok(&args);
+            let frames = if run == "seed" { "4 frames" } else { "5 frames" };
+            assert!(said.out.contains(frames), "{run} {sampler:?}: {}", said.out);
+        }
+    }
+}
+
 /// The seed's own sampler is the plan of its grid, up to the rounding of the rates.
 #[test]
 fn the_seeds_sampler_and_its_plan_agree() {

@@ -33,7 +33,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 36, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     count: u32,
 
-    /// Points of the time grid; the network is called once less
+    /// Steps; for the family seed the points of its time grid: the network is called once less
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..=10_000))]
     steps: u32,
 
@@ -191,7 +191,7 @@ pub struct EncodeArgs {
     #[arg(value_name = "PICTURE", required = true)]
     pictures: Vec<PathBuf>,
 
-    /// Points of the time grid, as of `sample`
+    /// Steps, as of `sample`
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..=10_000))]
     steps: u32,
 
