@@ -43,6 +43,7 @@ impl<M: Memory> Copy for NetNoise<'_, M> {}
 
 /// The network of a run.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // a program has one or two
 pub enum Net {
     /// That of "De-noising Diffusion with torch".
     Seed(SeedUnet),
@@ -51,6 +52,7 @@ pub enum Net {
 }
 
 /// What backward needs.
+#[allow(clippy::large_enum_variant)] // one for each step
 pub enum NetCtx<B: Backend> {
     /// Of the seed family.
     Seed(SeedCtx<B>),

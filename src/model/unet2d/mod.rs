@@ -36,8 +36,12 @@ struct Stage {
     attention: Option<AttentionBlock>,
 }
 
+/// What a part makes, and what its backward needs where there is one.
+type WithCtx<B, Ctx> = (Rc<Act<B>>, Option<Ctx>);
+
 /// What stands between two levels.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // one for each level
 enum Between {
     Down(Downsample),
     Up(Upsample),
@@ -222,7 +226,7 @@ impl Unet2d {
         x0: &Rc<Act<B>>,
         x1: Option<&Rc<Act<B>>>,
         temb: &B::Buffer,
-    ) -> Result<(Rc<Act<B>>, Option<StageCtx<B>>)> {
+    ) -> Result<WithCtx<B, StageCtx<B>>> {
         let (y, resnet) = stage.0.forward(pass, weights, x0, x1, temb)?;
         let mut y = Rc::new(y);
         let mut attention = None;
@@ -239,7 +243,7 @@ impl Unet2d {
         weights: &mut Weights<B>,
         x: &Rc<Act<B>>,
         temb: &B::Buffer,
-    ) -> Result<(Rc<Act<B>>, Option<BetweenCtx<B>>)> {
+    ) -> Result<WithCtx<B, BetweenCtx<B>>> {
         let y = match between {
             Between::Down(down) => down.forward(pass, weights, x)?,
             Between::Up(up) => up.forward(pass, weights, x)?,
