@@ -36,16 +36,12 @@ struct Stage {
     attention: Option<AttentionBlock>,
 }
 
-/// What a part makes, and what its backward needs where there is one.
-type WithCtx<B, Ctx> = (Rc<Act<B>>, Option<Ctx>);
-
 /// What stands between two levels.
 #[derive(Debug)]
-#[allow(clippy::large_enum_variant)] // one for each level
 enum Between {
     Down(Downsample),
     Up(Upsample),
-    Resnet(Resnet),
+    Resnet(Box<Resnet>),
 }
 
 #[derive(Debug)]
@@ -81,6 +77,9 @@ enum BetweenCtx<B: Backend> {
     Input(Rc<Act<B>>),
     Resnet(ResnetCtx<B>),
 }
+
+/// An activation, and what its backward needs, in training.
+type Made<B, C> = (Rc<Act<B>>, Option<C>);
 
 struct LevelCtx<B: Backend> {
     stages: Vec<StageCtx<B>>,
@@ -139,7 +138,7 @@ impl Unet2d {
             let path = format!("{name}.downsamplers.0");
             let between = match (i + 1 < levels, by_resnet) {
                 (false, _) => None,
-                (true, true) => Some(Between::Resnet(resnet(l, path, (k, 0), k, Resample::Down))),
+                (true, true) => Some(Between::Resnet(Box::new(resnet(l, path, (k, 0), k, Resample::Down)))),
                 (true, false) => Some(Between::Down(Downsample::new(l, &path, k, config.downsample_padding))),
             };
             if between.is_some() {
@@ -181,7 +180,7 @@ impl Unet2d {
             let path = format!("{name}.upsamplers.0");
             let between = match (i + 1 < levels, by_resnet) {
                 (false, _) => None,
-                (true, true) => Some(Between::Resnet(resnet(l, path, (k, 0), k, Resample::Up))),
+                (true, true) => Some(Between::Resnet(Box::new(resnet(l, path, (k, 0), k, Resample::Up)))),
                 (true, false) => Some(Between::Up(Upsample::new(l, &path, k))),
             };
             up.push(Level { stages, between });
@@ -226,7 +225,7 @@ impl Unet2d {
         x0: &Rc<Act<B>>,
         x1: Option<&Rc<Act<B>>>,
         temb: &B::Buffer,
-    ) -> Result<WithCtx<B, StageCtx<B>>> {
+    ) -> Result<Made<B, StageCtx<B>>> {
         let (y, resnet) = stage.0.forward(pass, weights, x0, x1, temb)?;
         let mut y = Rc::new(y);
         let mut attention = None;
@@ -243,7 +242,7 @@ impl Unet2d {
         weights: &mut Weights<B>,
         x: &Rc<Act<B>>,
         temb: &B::Buffer,
-    ) -> Result<WithCtx<B, BetweenCtx<B>>> {
+    ) -> Result<Made<B, BetweenCtx<B>>> {
         let y = match between {
             Between::Down(down) => down.forward(pass, weights, x)?,
             Between::Up(up) => up.forward(pass, weights, x)?,
