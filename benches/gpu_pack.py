@@ -23,7 +23,8 @@ PACK_FILE, TEST_PROGRAMS = "pack.json", "test-programs"
 # Test programs with cases for GPUs; `zz_operation_cases` counts them and runs last.
 WITH_GPU_CASES = re.compile(r"^(gpu_|ops_|zz_operation_cases)")
 LIMIT_MIB = 64
-SCRIPTS = ("gpu.sh", "gpu_suite.py", "gpu_machine.py", "gpu_pack.py", "gpu_parse.py", "torch_peer.py", "torch_cuda.py", "README.md")
+SCRIPTS = ("gpu.sh", "gpu_suite.py", "gpu_machine.py", "gpu_pack.py", "gpu_parse.py", "torch_peer.py", "torch_cuda.py", "torch_ops.py",
+           "README.md")
 
 
 class Unusable(Exception):

@@ -229,8 +229,8 @@ def of_ncu(suite: Suite, ncu: str, precision: str) -> dict[str, Any]:
     return record
 
 
-def step_torch(suite: Suite) -> Outcome:
-    """PyTorch and the engine in turn."""
+def torch_python(suite: Suite) -> Any:
+    """A Python whose torch sees the GPU."""
     python = suite.args.python
     has_gpu = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 3)"
     if not suite.runner.dry:
@@ -240,6 +240,12 @@ def step_torch(suite: Suite) -> Outcome:
             raise Skipped(f"{python}: {error}") from error
         if code:
             raise Skipped(f"{python} has no torch" if code == 1 else f"the torch of {python} sees no GPU")
+    return python
+
+
+def step_torch(suite: Suite) -> Outcome:
+    """PyTorch and the engine in turn."""
+    python = torch_python(suite)
     rounds, steps, limit = (1, 50, 900) if suite.args.quick else (3, 200, 2400)
     file = suite.runner.out / "torch.json"
     file.unlink(missing_ok=True)
@@ -252,6 +258,39 @@ def step_torch(suite: Suite) -> Outcome:
     text = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
     text = f"PyTorch's time over the engine's: {text or 'none'}" + (f"; {done.why}, see logs/torch.log" if done.why else "")
     return done.ok and (bool(ratios) or suite.runner.dry), text, {"file": "torch.json", "torch_over_engine": ratios}
+
+
+def step_unet2d(suite: Suite) -> Outcome:
+    """The family unet2d: training steps of the preset `unet2d-64`; group norm and attention alone, beside PyTorch's."""
+    repeat = 10 if suite.args.quick else 50
+    report: dict[str, Any] = {"steps": {}, "operations": {}}
+    for precision in PRECISIONS:
+        file = suite.runner.out / "logs" / f"unet2d-{precision}.json"
+        file.unlink(missing_ok=True)
+        command = [suite.engine, "bench", "step", "--device", "cuda", "--precision", precision, "--preset", "unet2d-64", "--repeat", repeat]
+        done = suite.runner.run([*command, "--json", file], 300, f"unet2d-{precision}.log", watch=True)
+        report["steps"][precision] = {**(read_json(file) or {}), **done.record()}
+    medians = {name: row.get("seconds_per_step_median") for name, row in report["steps"].items()}
+    wrong = [name for name, median in medians.items() if median is None and not suite.runner.dry]
+    text = ", ".join(f"{name} {1e3 * median:.2f} ms" for name, median in medians.items() if median)
+    try:
+        python = torch_python(suite)
+        for precision in ("bf16", "tf32"):
+            file = suite.runner.out / "logs" / f"ops-{precision}.json"
+            file.unlink(missing_ok=True)
+            done = suite.runner.run([python, HERE / "torch_ops.py", "--device", "cuda", "--precision", precision, "--engine", suite.engine,
+                                     "--json", file], 300, f"ops-{precision}.log", watch=True)
+            result = read_json(file) or {}
+            report["operations"][precision] = {**result, **done.record()}
+            ratios = [row["torch_over_engine"] for row in result.get("operations", [])]
+            if ratios:
+                text += f"; {precision} operations, PyTorch's time over the engine's {min(ratios):.2f} to {max(ratios):.2f}"
+            elif not suite.runner.dry:
+                wrong.append(f"operations in {precision}")
+    except Skipped as why:
+        text += f"; operations beside PyTorch's skipped: {why}"
+    text += f"; no result: {', '.join(wrong)}" if wrong else ""
+    return not wrong, text, {"file": suite.write("unet2d.json", report), "seconds_per_step_median": medians}
 
 
 def step_train(suite: Suite) -> Outcome:
@@ -299,7 +338,7 @@ def read_json(path: Path) -> Any:
 
 STEPS: dict[str, Callable[[Suite], Outcome]] = {
     "facts": step_facts, "tests": step_tests, "check": step_check, "sanitizer": step_sanitizer, "times": step_times,
-    "kernels": step_kernels, "torch": step_torch, "train": step_train,
+    "kernels": step_kernels, "torch": step_torch, "unet2d": step_unet2d, "train": step_train,
 }
 
 
