@@ -47,6 +47,9 @@ impl Config {
             let start = format!("  {name:<names$}  {value:<values$}  ");
             text.push_str(&wrapped(&start, &" ".repeat(start.len()), meaning.split_inclusive(' ')));
         }
+        let options = super::unet::OPTIONS.iter().map(|name| format!("{name} ")).collect::<Vec<_>>();
+        let start = "  unet.NAME  options of the family unet2d, under the names of diffusers' UNet2DModel: ";
+        text.push_str(&wrapped(start, "    ", options.iter().map(String::as_str)));
         for (name, _) in PRESETS.iter().filter(|(name, _)| *name != Config::default_preset_name()) {
             let Ok(preset) = Config::preset(name) else { continue };
             let keys: Vec<_> = KEYS.iter().map(|key| key.name).collect();
