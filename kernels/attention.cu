@@ -4,8 +4,8 @@
 //        lse[i] = log sum_j exp s[i,j], kept for the backward, which needs no maximum and no sum then.
 // shapes q, k, v, o [N, T, heads, d], rows any distance apart (so q, k, v may lie in one tensor); lse [N, heads, T] float32. T and d any.
 // map    a block makes 64 queries of one (image, head) by 64 columns of o; its 4 warps make 16 queries each. It goes through the keys
-//        by 64: scores in registers over chunks of 64 columns, maximum and sum of every row kept up, exponentials to shared memory
-//        as the operand of the product with v. For d <= 64 the queries are brought once; each further 64 columns of o are a block
+//        by 64: scores in registers over chunks of 64 columns, maximum and sum of every row kept up, exponentials as the operand of the
+//        product with v: from the same registers in bfloat16, by way of shared memory in float32. For d <= 64 the queries are brought once; each further 64 columns of o are a block
 //        that computes the scores anew. grid: x = (image, head, queries), y = columns.
 // num    sums and softmax in float32, rows complete; exponentials in base 2 (`ex2.approx` in bfloat16). p is rounded to the operands'
 //        type before its product, the row's sum is of what was not rounded. A fixed order of sums: bit for bit repeatable.
@@ -23,7 +23,7 @@ template <class M> static __device__ __forceinline__ void attention_forward(cons
   T* q_tile = reinterpret_cast<T*>(smem);
   T* k_tile = q_tile + S::ELEMENTS;
   T* v_tile = k_tile + S::ELEMENTS;
-  T* p_tile = v_tile + S::ELEMENTS;
+  T* p_tile = v_tile + S::ELEMENTS;  // float32 only
   const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
   const uint32_t row_tiles = (a.t + ATTENTION_TILE - 1) / ATTENTION_TILE, pair = blockIdx.x / row_tiles;
   const int first_row = (int)(blockIdx.x % row_tiles) * ATTENTION_TILE, out_chunk = (int)blockIdx.y, chunks = chunks_of(a);
@@ -76,17 +76,14 @@ template <class M> static __device__ __forceinline__ void attention_forward(cons
 #pragma unroll
       for (int j = 0; j < 8; j++) o[j][2 * half] *= shrink, o[j][2 * half + 1] *= shrink;
     }
-    T* p_rows = p_tile + (warp_row + lane / 4) * S::PITCH + lane % 4 * 2;
 #pragma unroll
     for (int j = 0; j < 8; j++)
 #pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const float p0 = exp2_of<T>(s[j][2 * half] - largest[half]), p1 = exp2_of<T>(s[j][2 * half + 1] - largest[half]);
-        sum[half] += p0 + p1;
-        store_pair<M>(p_rows + half * 8 * S::PITCH + j * 8, p0, p1);
+      for (int e = 0; e < 4; e++) {
+        s[j][e] = exp2_of<T>(s[j][e] - largest[e / 2]);  // p from now on
+        sum[e / 2] += s[j][e];
       }
-    __syncwarp();  // this warp's rows of p are complete; before they are written again stands a barrier
-    multiply_tile<M, false>(o, p_tile + warp_row * S::PITCH, v_tile, key_width, out_width);
+    multiply_sums<M>(o, s, p_tile + warp_row * S::PITCH, v_tile, key_width, out_width);
   }
 
   float factors[2];

@@ -6,7 +6,7 @@
 // shapes as attention.cu; do like o, dq, dk, dv like q, with a distance of rows of their own; lse, delta [N, heads, T] float32.
 // map    three kernels. `delta`: a warp a row. `queries`: a block makes 64 rows of dq by 64 columns and goes through the keys; `keys`: 64
 //        rows of dk and dv, and goes through the queries. Both are the same procedure with rows and columns exchanged: scores and dp of a
-//        64x64 tile in registers, p or ds through shared memory as an operand. The scores are thus computed twice, and nothing
+//        64x64 tile in registers, p and ds as operands of the next products (in float32 through shared memory). The scores are thus computed twice, and nothing
 //        is added by two blocks: no atomics, bit for bit repeatable. Heads wider than 64 as in attention.cu.
 // num    sums in float32; p and ds rounded to the operands' type before their products.
 // cost   analytic, not measured. 14 N heads T^2 d FLOP (10 at least). Bytes at least: q, k, v, o, do read, dq, dk, dv written: 8 N T heads d
@@ -17,6 +17,7 @@
 
 // Shared memory besides the tiles: lse and delta of 64 columns.
 static constexpr int ATTENTION_COLUMN_BYTES = 512;  // rust
+static_assert(ATTENTION_COLUMN_BYTES == 2 * ATTENTION_TILE * (int)sizeof(float), "lse and delta");
 
 // KEYS: rows are keys and columns queries, out0 is dk, out1 dv. Else rows are queries, out0 is dq.
 template <class M, bool KEYS> static __device__ __forceinline__ void attention_backward(const AttentionArgs& a) {
@@ -27,8 +28,8 @@ template <class M, bool KEYS> static __device__ __forceinline__ void attention_b
   T* row_p = row_s + S::ELEMENTS;              // and of dp
   T* column_s = row_p + S::ELEMENTS;           // columns' side of the scores
   T* column_p = column_s + S::ELEMENTS;        // and of dp
-  T* factor = column_p + S::ELEMENTS;          // p, then ds
-  float* of_columns = reinterpret_cast<float*>(factor + S::ELEMENTS);  // lse in base 2, then delta, of the columns
+  T* factor = column_p + S::ELEMENTS;          // p, then ds; float32 only
+  float* of_columns = reinterpret_cast<float*>(factor + (sizeof(T) == 2 ? 0 : S::ELEMENTS));  // lse in base 2, then delta, of the columns
   const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
   const uint32_t row_tiles = (a.t + ATTENTION_TILE - 1) / ATTENTION_TILE, pair = blockIdx.x / row_tiles;
   const int first_row = (int)(blockIdx.x % row_tiles) * ATTENTION_TILE, out_chunk = (int)blockIdx.y, chunks = chunks_of(a);
@@ -90,33 +91,21 @@ template <class M, bool KEYS> static __device__ __forceinline__ void attention_b
       __syncthreads();  // the tiles are complete
     }
 
-    T* rows = factor + (warp_row + lane / 4) * S::PITCH + lane % 4 * 2;
 #pragma unroll
     for (int j = 0; j < 8; j++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        float p[2];
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-          const int c = j * 8 + lane % 4 * 2 + e;
+          const int c = j * 8 + lane % 4 * 2 + e, i = 2 * half + e;
           const float lse_here = KEYS ? of_columns[c] : lse_row[half], delta_here = KEYS ? of_columns[ATTENTION_TILE + c] : delta_row[half];
-          p[e] = c < columns ? exp2_of<T>(fmaf(s[j][2 * half + e], to_base_2, -lse_here)) : 0.0f;
-          s[j][2 * half + e] = p[e] * (dp[j][2 * half + e] - delta_here);  // ds from now on
+          const float p = c < columns ? exp2_of<T>(fmaf(s[j][i], to_base_2, -lse_here)) : 0.0f;
+          s[j][i] = p;                              // p from now on
+          dp[j][i] = p * (dp[j][i] - delta_here);  // ds from now on
         }
-        if (KEYS) store_pair<M>(rows + half * 8 * S::PITCH + j * 8, p[0], p[1]);
       }
-    if (KEYS) {
-      __syncwarp();  // this warp's rows of p are complete
-      multiply_tile<M, false>(out1, factor + warp_row * S::PITCH, column_p, depth, out_width);
-      __syncwarp();  // and read
-    }
-#pragma unroll
-    for (int j = 0; j < 8; j++)
-#pragma unroll
-      for (int half = 0; half < 2; half++)
-        store_pair<M>(rows + half * 8 * S::PITCH + j * 8, s[j][2 * half], s[j][2 * half + 1]);
-    __syncwarp();  // this warp's rows of ds are complete; before they are written again stands a barrier
-    multiply_tile<M, false>(out0, factor + warp_row * S::PITCH, column_s, depth, out_width);
+    if (KEYS) multiply_sums<M>(out1, s, factor + warp_row * S::PITCH, column_p, depth, out_width);
+    multiply_sums<M>(out0, dp, factor + warp_row * S::PITCH, column_s, depth, out_width);
   }
 
   const float scales[2] = {a.scale, a.scale}, ones[2] = {1.0f, 1.0f};

@@ -129,11 +129,45 @@ static __device__ __forceinline__ void multiply_tile(float (&acc)[8][4], const t
 }
 
 // Two neighbouring elements of a tile, as operands of a product.
-template <class M> static __device__ __forceinline__ void store_pair(typename M::T* to, float first, float second) {
-  if constexpr (sizeof(typename M::T) == 2) {
-    *reinterpret_cast<uint32_t*>(to) = pack_bf16(first, second);
+template <class M> static __device__ __forceinline__ void store_pair(float* to, float first, float second) {
+  *reinterpret_cast<float2*>(to) = M::ROUND ? make_float2(round_tf32(first), round_tf32(second)) : make_float2(first, second);
+}
+
+// acc (16 x 64) += P (16 x depth) B (depth x width), P the sums of an earlier product of this warp, or what was made of them in place; B as
+// [k][column]. In bfloat16 the layout of two 16 x 8 sums is that of one 16 x 16 operand: P stays in registers. In float32 it passes through
+// `rows`, this warp's 16 rows of a tile.
+template <class M>
+static __device__ __forceinline__ void multiply_sums(float (&acc)[8][4], const float (&p)[8][4], typename M::T* rows, const typename M::T* b,
+                                                     int depth, int width) {
+  using T = typename M::T;
+  using S = AttentionShape<T>;
+  const int lane = threadIdx.x % 32;
+  if constexpr (sizeof(T) == 2) {
+    const smem_t at_b = smem_addr(b + lane % 16 * S::PITCH + lane / 16 * S::E);
+#pragma unroll
+    for (int k = 0; k < 8; k += 2) {
+      if (k * 8 >= depth) break;
+      const uint32_t x[1][4] = {{pack_bf16(p[k][0], p[k][1]), pack_bf16(p[k][2], p[k][3]), pack_bf16(p[k + 1][0], p[k + 1][1]),
+                                 pack_bf16(p[k + 1][2], p[k + 1][3])}};
+#pragma unroll
+      for (int j = 0; j < 8; j += 2) {
+        if (j * 8 >= width) break;
+        uint32_t r[4];
+        ldmatrix_x4_trans(r, at_b + (k * 8 * S::PITCH + j * 8) * (int)sizeof(T));
+        const uint32_t w[2][2] = {{r[0], r[1]}, {r[2], r[3]}};
+        mma_bf16(acc[j], x[0], w[0]);
+        mma_bf16(acc[j + 1], x[0], w[1]);
+      }
+    }
   } else {
-    *reinterpret_cast<float2*>(to) = M::ROUND ? make_float2(round_tf32(first), round_tf32(second)) : make_float2(first, second);
+    T* to = rows + lane / 4 * S::PITCH + lane % 4 * 2;
+    __syncwarp();  // what was here is read
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) store_pair<M>(to + half * 8 * S::PITCH + j * 8, p[j][2 * half], p[j][2 * half + 1]);
+    __syncwarp();  // this warp's rows are complete
+    multiply_tile<M, false>(acc, rows, b, depth, width);
   }
 }
 

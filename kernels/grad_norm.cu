@@ -31,7 +31,8 @@ static __device__ __forceinline__ double grad_norm_block_sum(double sum) {
     __syncthreads();
     if (t < half) room[t] += room[t + half];
   }
-  return room[0];
+  if (t == 0) sum = room[0];  // the others would read it while it is written
+  return sum;
 }
 
 extern "C" __global__ void __launch_bounds__(GRAD_NORM_THREADS) grad_norm_pieces_f32(const __grid_constant__ GradNormArgs a) {

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use ddim_engine::config::{Config, KEYS, Kind, Layers, MODEL_KEYS, Precision, RESUME_OPTIONS};
+use ddim_engine::config::{Config, KEYS, Kind, LATER_KEYS, Layers, MODEL_KEYS, PRESETS, Precision, RESUME_OPTIONS};
 use ddim_engine::error::{Error, Result};
 use proptest::prelude::*;
 
@@ -33,9 +33,10 @@ fn file(text: &str) -> tempfile::NamedTempFile {
 #[test]
 fn presets_are_valid_and_complete() {
     assert_eq!(resolve(&[]).unwrap(), Config::quick_preset());
-    for (name, preset) in [("quick", Config::quick_preset()), ("seed", Config::seed_preset())] {
+    for (name, _) in PRESETS {
+        let preset = Config::preset(name).unwrap();
         preset.validate().unwrap();
-        let layers = Layers { preset: Some(name.into()), ..Layers::default() };
+        let layers = Layers { preset: Some(name.to_string()), ..Layers::default() };
         assert_eq!(Config::resolve(&layers).unwrap(), preset);
         assert_eq!(Config::from_toml(&preset.to_toml()).unwrap(), preset);
     }
@@ -393,4 +394,14 @@ proptest! {
             prop_assert_eq!(Config::resolve(&layers).unwrap(), config);
         }
     }
+}
+
+/// A file of a version that knew fewer keys means what that version did.
+#[test]
+fn keys_that_came_later_may_be_missing() {
+    let text = Config::quick_preset().to_toml();
+    let is_later = |line: &str| LATER_KEYS.iter().any(|key| line.starts_with(&format!("{key} ")));
+    let old: String = text.lines().filter(|line| !is_later(line)).map(|line| format!("{line}\n")).collect();
+    assert!(old.lines().count() + LATER_KEYS.len() == text.lines().count(), "{old}");
+    assert_eq!(Config::from_toml(&old).unwrap(), Config::quick_preset());
 }

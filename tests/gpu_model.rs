@@ -6,7 +6,8 @@ mod ops_support;
 use std::path::PathBuf;
 
 use ddim_engine::check::{Tolerances, check};
-use ddim_engine::config::Config;
+use ddim_engine::config::unet::{DownBlock, TimeScaleShift, UpBlock};
+use ddim_engine::config::{Config, UnetConfig};
 use ddim_engine::device::cpu::Cpu;
 use ddim_engine::device::gpu::{Arithmetic, Gpu};
 use ddim_engine::device::launcher::Launcher;
@@ -79,6 +80,28 @@ fn small() -> Config {
     }
 }
 
+/// The same of the family unet2d: group norm with modulation and dropout, attention, both changes of resolution.
+fn small_unet() -> Config {
+    Config {
+        image_size: 16,
+        batch_size: 4,
+        ema_decay: 0.9,
+        lr_warmup: 0,
+        unet: Some(UnetConfig {
+            block_out_channels: vec![8, 16],
+            layers_per_block: 1,
+            down_block_types: vec![DownBlock::DownBlock2D, DownBlock::AttnDownBlock2D],
+            up_block_types: vec![UpBlock::AttnUpBlock2D, UpBlock::UpBlock2D],
+            attention_head_dim: Some(8),
+            norm_num_groups: 4,
+            resnet_time_scale_shift: TimeScaleShift::ScaleShift,
+            dropout: 0.1,
+            ..UnetConfig::default()
+        }),
+        ..Config::unet2d_tiny_preset()
+    }
+}
+
 fn pixels(config: &Config, step: u64, images: usize) -> Vec<u8> {
     let mut words = Stream::new(11, Purpose::Picture, step, 0).reader();
     let mut from = 0;
@@ -139,18 +162,24 @@ fn train_eagerly<L: Launcher>(gpu: &Gpu<L>, config: &Config, batches: &[usize]) 
     Outcome { weights: read(gpu, &weights.params), running: read(gpu, &weights.running), losses }
 }
 
+/// Absolute where what is wanted is 0 throughout, as the running statistics of a network without any are.
 fn relative(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
     let of = |a: f32| f64::from(a);
     let off: f64 = got.iter().zip(want).map(|(&g, &w)| (of(g) - of(w)).powi(2)).sum();
     let norm: f64 = want.iter().map(|&w| of(w).powi(2)).sum();
-    (off / norm).sqrt()
+    (if norm == 0.0 { off } else { off / norm }).sqrt()
 }
 
 #[test]
 fn three_steps_equal_those_of_the_cpu() {
-    let config = small();
+    three_steps("seed", &small());
+    three_steps("unet2d", &small_unet());
+}
+
+fn three_steps(family: &str, config: &Config) {
     let batches = [4, 4, 4];
-    let want = train(&Cpu::new(2).unwrap(), &config, &batches);
+    let want = train(&Cpu::new(2).unwrap(), config, &batches);
     let compare = |got: Outcome, device: &str| {
         let rows = [
             ("losses", relative(&got.losses, &want.losses)),
@@ -158,18 +187,23 @@ fn three_steps_equal_those_of_the_cpu() {
             ("running statistics", relative(&got.running, &want.running)),
         ];
         for (what, error) in rows {
-            println!("{what} after three steps on {device}: {error:.1e}");
-            assert!(error <= 1e-4, "{what} on {device}: {error:e}"); // a NaN fails
+            println!("{what} of {family} after three steps on {device}: {error:.1e}");
+            assert!(error <= 1e-4, "{what} of {family} on {device}: {error:e}"); // a NaN fails
         }
     };
-    on_devices!(Arithmetic::Fp32, |gpu, device| compare(train(gpu, &config, &batches), device));
+    on_devices!(Arithmetic::Fp32, |gpu, device| compare(train(gpu, config, &batches), device));
 }
 
 fn recorded_equals_eager<L: Launcher>(gpu: &Gpu<L>, device: &str) {
-    let config = small();
+    for config in [small(), small_unet()] {
+        recorded_steps(gpu, &config, &format!("{device}, {:?}", config.family));
+    }
+}
+
+fn recorded_steps<L: Launcher>(gpu: &Gpu<L>, config: &Config, device: &str) {
     // Recorded, replayed, a smaller batch with a recording of its own, both replayed again.
     let batches = [4, 4, 3, 4, 3];
-    let (recorded, eager) = (train(gpu, &config, &batches), train_eagerly(gpu, &config, &batches));
+    let (recorded, eager) = (train(gpu, config, &batches), train_eagerly(gpu, config, &batches));
     let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
     assert_eq!(bits(&recorded.losses), bits(&eager.losses), "losses on {device}");
     assert!(bits(&recorded.weights) == bits(&eager.weights), "weights on {device}");
@@ -188,8 +222,13 @@ fn a_recorded_step_is_the_eager_step_in_bf16() {
 }
 
 fn recorded_sampling<L: Launcher>(gpu: &Gpu<L>, device: &str) {
-    let config = small();
-    let state = TrainState::new(gpu, &config).unwrap();
+    for config in [small(), small_unet()] {
+        recorded_loop(gpu, &config, &format!("{device}, {:?}", config.family));
+    }
+}
+
+fn recorded_loop<L: Launcher>(gpu: &Gpu<L>, config: &Config, device: &str) {
+    let state = TrainState::new(gpu, config).unwrap();
     let mut weights = state.sampling_weights(gpu).unwrap();
     let shape = Shape::new(3, config.image_size, config.image_size, config.channels);
     let mut step = gpu.alloc(1).unwrap();

@@ -4,14 +4,18 @@
 
 mod ops_support;
 
+use ddim_engine::ops::attention::{AttentionDims, reference as attention};
 use ddim_engine::ops::batch_norm::reference as batch_norm;
 use ddim_engine::ops::batch_norm::{BatchNormDims, row};
 use ddim_engine::ops::conv::reference::{self as conv, Epilogue, Filter, Operand, Prologue};
 use ddim_engine::ops::conv::{ConvDims, Direction};
+use ddim_engine::ops::group_norm::{GroupNormDims, reference as group_norm};
+use ddim_engine::ops::linear::{LinearDims, reference as linear};
 use ddim_engine::ops::loss::LossDims;
 use ddim_engine::ops::loss::reference as loss;
 use ddim_engine::ops::pool::ResampleDims;
 use ddim_engine::ops::pool::reference as pool;
+use ddim_engine::ops::resize::reference as resize;
 use ddim_engine::ops::upsample::reference as upsample;
 use ops_support::{Fill, assert_close_f64, dot};
 
@@ -192,6 +196,72 @@ fn pool_and_upsample() {
     let (large, small) = (fill.f64s(0, dims.large()), fill.f64s(1, dims.small()));
     check("pool", &pool::backward(&dims, &small, None), &large, |x| dot(&small, &pool::forward(&dims, x)));
     check("upsample", &upsample::backward(&dims, &large), &small, |x| dot(&large, &upsample::forward(&dims, x)));
+}
+
+#[test]
+fn resizes() {
+    let dims = ResampleDims { n: 2, h: 4, w: 6, c: 3 };
+    let fill = Fill::new(21);
+    let (large, small) = (fill.f64s(0, dims.large()), fill.f64s(1, dims.small()));
+    check("double", &resize::double_backward(&dims, &large, None), &small, |x| dot(&large, &resize::double(&dims, x)));
+    for offset in [0, 1] {
+        let dx = resize::keep_backward(&dims, offset, &small);
+        check("keep", &dx, &large, |x| dot(&small, &resize::keep(&dims, offset, x)));
+    }
+}
+
+#[test]
+fn group_norms() {
+    for (groups, silu, modulated) in [(1, 0, false), (2, 1, false), (3, 1, true), (6, 0, true)] {
+        let d = GroupNormDims { eps: 1e-3, n: 2, pixels: 5, c0: 4, c1: 2, groups, silu };
+        let fill = Fill::new(40 + u64::from(groups));
+        let (x, g, gamma, beta) = (fill.f64s(0, 60), fill.f64s(1, 60), fill.f64s(2, 6), fill.f64s(3, 6));
+        let (modulation, mask) = (fill.f64s(4, 24), fill.f64s(5, 60));
+        let input = group_norm::Input {
+            x: &x,
+            gamma: &gamma,
+            beta: &beta,
+            modulation: modulated.then_some(&modulation[..]),
+            mask: Some(&mask),
+        };
+        let loss = |input: group_norm::Input<'_>| dot(&g, &group_norm::forward(&d, &input));
+        let got = group_norm::backward(&d, &input, &g);
+        check("dx", &got.dx, &x, |x| loss(group_norm::Input { x, ..input }));
+        check("dgamma", &got.dgamma, &gamma, |gamma| loss(group_norm::Input { gamma, ..input }));
+        check("dbeta", &got.dbeta, &beta, |beta| loss(group_norm::Input { beta, ..input }));
+        if modulated {
+            let of = |modulation: &[f64]| loss(group_norm::Input { modulation: Some(modulation), ..input });
+            check("dmodulation", &got.dmodulation, &modulation, of);
+        }
+        // What is added to x per image and channel has the sums of dx as its gradient.
+        check("sums", &got.sums, &[0.0; 12], |added| {
+            let moved: Vec<f64> = x.iter().enumerate().map(|(i, x)| x + added[i / 30 * 6 + i % 6]).collect();
+            loss(group_norm::Input { x: &moved, ..input })
+        });
+    }
+}
+
+#[test]
+fn self_attention() {
+    for (tokens, heads, head_dim) in [(1, 1, 3), (5, 2, 3), (7, 1, 4)] {
+        let d = AttentionDims { n: 2, tokens, heads, head_dim };
+        let fill = Fill::new(50 + u64::from(tokens));
+        let (qkv, dy) = (fill.f64s(0, 3 * d.len()), fill.f64s(1, d.len()));
+        check("dqkv", &attention::backward(&d, &qkv, &dy), &qkv, |qkv| dot(&dy, &attention::forward(&d, qkv).0));
+    }
+}
+
+#[test]
+fn linear_layers() {
+    for silu in [0, 1] {
+        let d = LinearDims { n: 3, c: 4, k: 5, silu };
+        let fill = Fill::new(60 + u64::from(silu));
+        let (x, w, b, dy) = (fill.f64s(0, 12), fill.f64s(1, 20), fill.f64s(2, 5), fill.f64s(3, 15));
+        let (dx, dw, db) = linear::backward(&d, &x, &w, &dy);
+        check("dx", &dx, &x, |x| dot(&dy, &linear::forward(&d, x, &w, &b)));
+        check("dw", &dw, &w, |w| dot(&dy, &linear::forward(&d, &x, w, &b)));
+        check("db", &db, &b, |b| dot(&dy, &linear::forward(&d, &x, &w, b)));
+    }
 }
 
 #[test]

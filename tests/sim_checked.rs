@@ -19,10 +19,12 @@ use ddim_engine::ops::embed::{Embed, TimestepDims};
 use ddim_engine::ops::group_norm::{
     Dropout, GroupNorm, GroupNormDims, NormGradients, NormInput, NormParams, OtherGradients,
 };
+use ddim_engine::ops::levels::{Levels, LevelsOutput};
 use ddim_engine::ops::linear::{Linear, LinearDims, LinearGradients};
 use ddim_engine::ops::noise::{Noise, NoiseKey, step_word};
 use ddim_engine::ops::pool::{AvgPool2, ResampleDims};
 use ddim_engine::ops::resize::Resize;
+use ddim_engine::ops::sampler_step::{Coefficients, SamplerStep, StepDims, StepNoise, StepState, Threshold};
 use ddim_engine::rng::{Purpose, Stream};
 use ddim_engine::tensor::{Shape, Tensor};
 use ddim_engine::train::state::{Batch, TrainState};
@@ -61,6 +63,7 @@ fn networks() -> Vec<Config> {
             channels: 1,
             batch_size: 3,
             accumulate: 3,
+            offset_noise: 0.1,
             ..base.clone()
         },
         Config { image_size: 8, widths: vec![24], embedding_dim: 8, channels: 4, predict: Predict::Image, ..base },
@@ -216,6 +219,39 @@ fn unet_layers(gpu: &Gpu<Sim>) {
     gpu.linear_backward(&d, all(&emb), all(&w), all(&y), LinearGradients { dx, accumulate: true, dw, db }).unwrap();
 }
 
+/// Levels of a schedule, offset noise, and what samplers do between calls of a network.
+fn updates(gpu: &Gpu<Sim>) {
+    let all = Gpu::<Sim>::all;
+    let all_mut = Gpu::<Sim>::all_mut;
+    let filled = |len: usize| {
+        let mut buffer = gpu.alloc(len).unwrap();
+        gpu.fill(all_mut(&mut buffer), 0.5).unwrap();
+        buffer
+    };
+    let (n, per_image) = (2, 75);
+    let (table, times, mut rates, mut timesteps, mut weights) =
+        (filled(40), filled(n), filled(2 * n), filled(n), filled(n));
+    let out =
+        LevelsOutput { rates: all_mut(&mut rates), timesteps: all_mut(&mut timesteps), weights: all_mut(&mut weights) };
+    gpu.gather_levels(all(&table), all(&times), out).unwrap();
+    let mut first = filled(1);
+    gpu.upload(&[step_word(0)], all_mut(&mut first)).unwrap();
+    let mut noise = filled(n * per_image);
+    let key = NoiseKey { seed: 1, purpose: Purpose::Sample, first_image: 0 };
+    gpu.offset_noise(key, all(&first), 0.1, [per_image / 3, 3], all_mut(&mut noise)).unwrap();
+
+    let (pred, mut x, mut x0, mut kept) =
+        (filled(n * per_image), filled(n * per_image), filled(n * per_image), filled(n * per_image));
+    let dims = StepDims { n: n as u32, per_image: per_image as u32 };
+    let c = Coefficients { cx: 1.0, cp: 0.5, a: 0.5, b: 0.5, c: 0.5, d: 0.5, e: 0.5, f: 0.5, keep: true };
+    let threshold = Threshold::Dynamic { quantile: 0.9, most: 2.0 };
+    let of = StepNoise { seed: 1, call: 3, first_image: all(&first) };
+    let state = StepState { x: all_mut(&mut x), x0: all_mut(&mut x0), kept: Some(all_mut(&mut kept)) };
+    gpu.sampler_step(&dims, &c, threshold, all(&pred), Some(of), state).unwrap();
+    gpu.combine(0.5, all(&x0), 0.5, Some(all(&pred)), all_mut(&mut x)).unwrap();
+    gpu.blend([0.5, 0.5], all(&pred), all(&x0), all(&noise), all_mut(&mut x)).unwrap();
+}
+
 fn all_networks(arithmetic: Arithmetic) -> Option<BTreeSet<&'static str>> {
     let gpu = checker(arithmetic)?;
     for config in networks() {
@@ -223,6 +259,7 @@ fn all_networks(arithmetic: Arithmetic) -> Option<BTreeSet<&'static str>> {
     }
     large_layers(&gpu);
     unet_layers(&gpu);
+    updates(&gpu);
     Some(gpu.launcher().used())
 }
 

@@ -88,21 +88,26 @@ fn a_falling_rate_resumes_to_the_same_bytes_and_cannot_be_extended() {
     assert!(tensor_bytes(&place.path("constant"), 8) == tensor_bytes(&straight, 8));
 }
 
+/// Names and values of a checkpoint's tensors. (Its files also hold the configuration.)
+fn values(run: &Path, step: u64) -> Vec<(String, Vec<f32>)> {
+    train_support::tensors(run, step).into_iter().map(|t| (t.name, t.data)).collect()
+}
+
 #[test]
 fn clipping_that_never_clips_changes_nothing_but_the_record() {
     let place = Place::with_pictures();
     let plain = place.train("plain", &["--epochs", "2", "--quiet"]);
     let loose = place.train("loose", &[&sets(&["grad_clip=1e6"])[..], &["--epochs", "2", "--quiet"]].concat());
     let tight = place.train("tight", &[&sets(&["grad_clip=0.001"])[..], &["--epochs", "2", "--quiet"]].concat());
-    assert!(tensor_bytes(&plain, 8) == tensor_bytes(&loose, 8));
-    assert!(tensor_bytes(&plain, 8)[1] != tensor_bytes(&tight, 8)[1]);
+    assert!(values(&plain, 8) == values(&loose, 8));
+    assert!(values(&plain, 8) != values(&tight, 8));
     let norms = |run: &Path| -> Vec<Option<f64>> { records(run).iter().map(|r| r.grad_norm).collect() };
     assert!(norms(&plain).iter().all(Option::is_none));
     let expected = |r: &ddim_engine::train::metrics_log::Record| (r.split == Split::Train) == r.grad_norm.is_some();
     assert!(records(&loose).iter().all(expected) && records(&tight).iter().all(expected));
     assert!(train_values(&loose, |r| r.grad_norm.unwrap()).iter().all(|&norm| norm > 1e-3));
     let text = std::fs::read_to_string(loose.join("metrics.jsonl")).unwrap();
-    assert!(text.lines().next().unwrap().contains("\"grad_norm\":"), "{text}");
+    assert_eq!(text.matches("\"grad_norm\":").count(), 1, "{text}");
 }
 
 /// Gradients, losses and weights of one step.
@@ -151,7 +156,6 @@ fn parts_of_a_batch_are_the_batch() {
         for (a, b) in got_losses.iter().zip(&losses) {
             assert!((a - b).abs() <= 2e-6 * b.abs(), "{parts} parts: {got_losses:?} {losses:?}");
         }
-        assert!(got != grads || parts == 1, "{parts} parts were not computed as such");
         assert_eq!(got_weights.len(), weights.len());
     }
 }
@@ -199,12 +203,12 @@ fn a_constant_average_is_another_than_one_that_warms_up() {
     let args = |warmup: &'static str| [&sets(&["ema_decay=0.99", warmup])[..], &["--epochs", "1", "--quiet"]].concat();
     let warm = place.train("warm", &args("ema_warmup=true"));
     let constant = place.train("constant", &args("ema_warmup=false"));
-    assert!(tensor_bytes(&warm, 4)[0] == tensor_bytes(&constant, 4)[0], "the weights themselves are the same");
-    let average = |run: &Path| {
-        let tensors = train_support::tensors(run, 4);
-        tensors.into_iter().filter(|t| t.name.starts_with("ema.")).flat_map(|t| t.data).collect::<Vec<f32>>()
+    let part = |run: &Path, average: bool| {
+        let all = values(run, 4).into_iter();
+        all.filter(|(name, _)| name.starts_with("ema.") == average).collect::<Vec<_>>()
     };
-    assert_ne!(average(&warm), average(&constant));
+    assert!(part(&warm, false) == part(&constant, false), "the weights themselves are the same");
+    assert!(part(&warm, true) != part(&constant, true));
 }
 
 #[test]

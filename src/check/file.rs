@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::Reference;
 use crate::config::{Config, Family, LossKind, Predict, ScheduleKind, UnetConfig};
 use crate::error::{Error, Result};
+use crate::interop::scheduler;
 use crate::model::params::Spec;
 
 /// Family seed.
@@ -51,42 +52,8 @@ struct Unet2dFile {
     samples: usize,
     /// Keys of the library's `UNet2DModel`.
     unet: serde_json::Map<String, Value>,
-    scheduler: DdimScheduler,
-}
-
-/// Keys of the library's `DDIMScheduler` that a file may have, with that class's defaults.
-#[derive(Clone, Debug, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct DdimScheduler {
-    num_train_timesteps: usize,
-    beta_start: f64,
-    beta_end: f64,
-    beta_schedule: String,
-    pub clip_sample: bool,
-    pub clip_sample_range: f64,
-    pub set_alpha_to_one: bool,
-    pub steps_offset: usize,
-    prediction_type: String,
-    pub timestep_spacing: String,
-    rescale_betas_zero_snr: bool,
-}
-
-impl Default for DdimScheduler {
-    fn default() -> Self {
-        DdimScheduler {
-            num_train_timesteps: 1000,
-            beta_start: 1e-4,
-            beta_end: 0.02,
-            beta_schedule: "linear".into(),
-            clip_sample: true,
-            clip_sample_range: 1.0,
-            set_alpha_to_one: true,
-            steps_offset: 0,
-            prediction_type: "epsilon".into(),
-            timestep_spacing: "leading".into(),
-            rescale_betas_zero_snr: false,
-        }
-    }
+    /// Keys of its `DDIMScheduler`.
+    scheduler: serde_json::Map<String, Value>,
 }
 
 /// What a file's numbers were made with.
@@ -96,8 +63,6 @@ pub(super) struct Case {
     pub train_steps: usize,
     pub sample_steps: usize,
     pub samples: usize,
-    /// Of the family unet2d.
-    pub scheduler: Option<DdimScheduler>,
 }
 
 impl Case {
@@ -186,14 +151,7 @@ fn seed(f: SeedFile) -> std::result::Result<Case, String> {
     if !fits {
         return Err("it describes no usable network".into());
     }
-    Ok(Case {
-        config,
-        batch: f.batch,
-        train_steps: f.train_steps,
-        sample_steps: f.sample_steps,
-        samples: f.samples,
-        scheduler: None,
-    })
+    Ok(Case { config, batch: f.batch, train_steps: f.train_steps, sample_steps: f.sample_steps, samples: f.samples })
 }
 
 fn unet2d(f: Unet2dFile) -> std::result::Result<Case, String> {
@@ -203,53 +161,20 @@ fn unet2d(f: Unet2dFile) -> std::result::Result<Case, String> {
         keys.insert(name.into(), f.channels.into());
     }
     let unet = UnetConfig::from_diffusers(&keys).map_err(|why| format!("`unet`: {why}"))?.unet;
-    let s = &f.scheduler;
-    let schedule = match s.beta_schedule.as_str() {
-        "linear" => ScheduleKind::Linear,
-        "scaled_linear" => ScheduleKind::ScaledLinear,
-        "squaredcos_cap_v2" => ScheduleKind::SquaredcosCapV2,
-        "sigmoid" => ScheduleKind::Sigmoid,
-        other => {
-            return Err(format!(
-                "`beta_schedule` {other}: expected linear, scaled_linear, squaredcos_cap_v2 or sigmoid"
-            ));
-        }
-    };
-    let predict = match s.prediction_type.as_str() {
-        "epsilon" => Predict::Noise,
-        "sample" => Predict::Image,
-        "v_prediction" => Predict::Velocity,
-        other => return Err(format!("`prediction_type` {other}: expected epsilon, sample or v_prediction")),
-    };
     let size = 1 << unet.halvings();
     if f.image_size == 0 || !f.image_size.is_multiple_of(size) {
         return Err(format!("`image_size` {} must be a multiple of {size}", f.image_size));
     }
-    if s.num_train_timesteps < 2 {
-        return Err("`num_train_timesteps` must be at least 2".into());
-    }
-    let config = Config {
+    let mut config = Config {
         family: Family::Unet2d,
         channels: f.channels,
         image_size: f.image_size,
-        schedule,
-        beta_start: s.beta_start,
-        beta_end: s.beta_end,
-        train_timesteps: s.num_train_timesteps,
-        zero_snr: s.rescale_betas_zero_snr,
-        predict,
         loss: f.loss,
         lr: f.lr,
         weight_decay: f.weight_decay,
         unet: Some(unet),
         ..Config::seed_preset()
     };
-    Ok(Case {
-        config,
-        batch: f.batch,
-        train_steps: f.train_steps,
-        sample_steps: f.sample_steps,
-        samples: f.samples,
-        scheduler: Some(f.scheduler),
-    })
+    scheduler::read(&f.scheduler, &mut config).map_err(|why| format!("`scheduler`: {why}"))?;
+    Ok(Case { config, batch: f.batch, train_steps: f.train_steps, sample_steps: f.sample_steps, samples: f.samples })
 }

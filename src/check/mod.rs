@@ -8,6 +8,7 @@ mod file;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::config::{Family, Predict};
 use crate::device::gpu::Arithmetic;
 use crate::diffusion::sampler::Sampler;
 use crate::error::{Error, Result};
@@ -31,6 +32,11 @@ pub struct Tolerances {
     /// the rounding of its terms does not: PyTorch's own gradients are off by up to 1.5e-1 of such a parameter's gradient (2.2e-2 of
     /// all gradients together), on files of the default shape.
     pub one_gradient: f64,
+    /// Samples of the family unet2d. In bfloat16 PyTorch's own are off by up to 2.7e-2, on a file with odd widths that predicts the picture.
+    pub samples: f64,
+    /// The same where the noise is predicted. Sampling begins where the signal rate is below 1e-2, and the first predicted picture has the
+    /// prediction's error divided by that: PyTorch's own samples are off by 3e-2 to 1e-1 on such files (those of tests/fixtures/reference).
+    pub noise_samples: f64,
     /// What a dead gradient may be, as a share of the root mean square over all gradients.
     pub dead: f64,
 }
@@ -39,10 +45,31 @@ impl Tolerances {
     /// Those of an arithmetic.
     pub fn of(arithmetic: Arithmetic) -> Self {
         match arithmetic {
-            Arithmetic::Fp32 => Tolerances { outputs: 5e-4, gradients: 2e-3, one_gradient: 2e-3, dead: 1e-3 },
+            Arithmetic::Fp32 => Tolerances {
+                outputs: 5e-4,
+                gradients: 2e-3,
+                one_gradient: 2e-3,
+                samples: 5e-4,
+                noise_samples: 5e-4,
+                dead: 1e-3,
+            },
             // Factors have three bits more than those of bfloat16, activations all of theirs.
-            Arithmetic::Tf32 => Tolerances { outputs: 5e-3, gradients: 2e-2, one_gradient: 2e-2, dead: 1e-2 },
-            Arithmetic::Bf16 => Tolerances { outputs: 2e-2, gradients: 4e-2, one_gradient: 2.5e-1, dead: 5e-2 },
+            Arithmetic::Tf32 => Tolerances {
+                outputs: 5e-3,
+                gradients: 2e-2,
+                one_gradient: 2e-2,
+                samples: 5e-3,
+                noise_samples: 2e-2,
+                dead: 1e-2,
+            },
+            Arithmetic::Bf16 => Tolerances {
+                outputs: 2e-2,
+                gradients: 4e-2,
+                one_gradient: 2.5e-1,
+                samples: 4e-2,
+                noise_samples: 1e-1,
+                dead: 5e-2,
+            },
         }
     }
 }
@@ -206,10 +233,13 @@ fn replay<B: Backend>(backend: &B, case: &Case, mut r: Reference<'_>, t: &Tolera
     backend.upload(&before, B::all_mut(&mut state.weights.running))?;
 
     // Sampling, in evaluation mode.
-    let sample_row = match sample(backend, case, &mut r, &mut state)? {
-        Some((got, want)) => Some(row("sample.images", &got, &want, t.outputs)),
-        None => None,
+    let (got, want) = sample(backend, case, &mut r, &mut state)?;
+    let tolerance = match (case.config.family, case.config.predict) {
+        (Family::Seed, _) => t.outputs,
+        (Family::Unet2d, Predict::Noise) => t.noise_samples,
+        (Family::Unet2d, _) => t.samples,
     };
+    let sample_row = row("sample.images", &got, &want, tolerance);
 
     // Training: gradients of the first step, losses of all, parameters after them.
     let (mut losses, mut dead, mut gradient_rows) = (Vec::new(), Vec::new(), Vec::new());
@@ -235,7 +265,7 @@ fn replay<B: Backend>(backend: &B, case: &Case, mut r: Reference<'_>, t: &Tolera
     })?;
     rows.extend(worst("after.param.*", after_params));
     rows.extend(worst("after.buffer.*", after_buffers));
-    rows.extend(sample_row);
+    rows.push(sample_row);
     match r.tensors.keys().next() {
         Some(name) => Err(Error::input(r.path, format!("unknown tensor `{name}`"))),
         None => Ok(Report { rows, dead }),
@@ -248,20 +278,26 @@ fn sample<B: Backend>(
     case: &Case,
     r: &mut Reference<'_>,
     state: &mut TrainState<B>,
-) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
+) -> Result<(Vec<f32>, Vec<f32>)> {
     let (c, size) = (case.config.channels, case.config.image_size);
     let shape = Shape::new(case.samples, size, size, c);
     let files = [case.samples, c, size, size];
     let initial = nchw_to_nhwc(&r.take("sample.initial_noise", &files)?, shape);
     let want = r.take("sample.images", &files)?;
-    if case.scheduler.is_some() {
-        return Ok(None);
-    }
+    let labels = match case.has_labels() {
+        true => {
+            Some(r.take("sample.labels", &[case.samples])?.into_iter().map(|label| label as usize).collect::<Vec<_>>())
+        }
+        false => None,
+    };
     let (net, weights, steps) = (&state.net, &mut state.weights, case.sample_steps);
     let mut sampler = Sampler::new(backend, net, weights, &state.diffusion, shape, steps)?;
+    if let Some(labels) = labels {
+        sampler.set_classes(&labels, None)?;
+    }
     backend.upload(&initial, sampler.noise())?;
     let image = sampler.run(|_, _| Ok(()))?;
-    Ok(Some((nhwc_to_nchw(&image.to_vec(backend)?, shape), want)))
+    Ok((nhwc_to_nchw(&image.to_vec(backend)?, shape), want))
 }
 
 /// Compares the gradients; dead ones are named and held to a looser, absolute bound.

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 a check or run failed, 2 bad arguments or input, 130 interrupted.
 
 mod bench;
+mod bench_ops;
 mod check;
 mod device;
 mod doctor;

@@ -33,7 +33,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 36, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     count: u32,
 
-    /// Points of the time grid; the network is called once less
+    /// Steps; for the family seed the points of its time grid: the network is called once less
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..=10_000))]
     steps: u32,
 
@@ -177,7 +177,7 @@ const ENCODE_EXAMPLES: &str = "\
 Examples
   ddim-engine encode runs/NAME a.png b.jpg               how close they come back
   ddim-engine encode runs/NAME a.png --noise a.safetensors
-  ddim-engine sample runs/NAME --noise a.safetensors --sampler ddim --clip 0";
+  ddim-engine sample runs/NAME --noise a.safetensors --sampler ddim --clip 0 --steps 50";
 
 /// Find the noise of pictures (DDIM inversion), and show what is made of it
 #[derive(clap::Args)]
@@ -191,11 +191,11 @@ pub struct EncodeArgs {
     #[arg(value_name = "PICTURE", required = true)]
     pictures: Vec<PathBuf>,
 
-    /// Points of the time grid, as of `sample`
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..=10_000))]
+    /// Steps, as of `sample`
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(2..=10_000))]
     steps: u32,
 
-    /// Network calls for each step to the noise; more come closer
+    /// Network calls for each step to the noise; more steps come closer, more calls not always
     #[arg(long, value_name = "N", default_value_t = INVERSION_ROUNDS as u32, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
 

@@ -112,6 +112,8 @@ impl Config {
             valid_fraction: 0.1,
             normalize: Normalize::Fixed,
             ema_decay: 0.995,
+            sample_spacing: SpacingKind::Trailing,
+            sample_clip: 1.0,
             unet: Some(UnetConfig::default()),
             ..Config::seed_preset()
         }

@@ -124,7 +124,7 @@ fn library_defaults(config: &mut Config) {
     config.sample_to_clean = true;
 }
 
-/// What [`write`] made.
+/// What [`write()`] made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Written {
     /// The `scheduler_config.json`.

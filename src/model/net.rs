@@ -45,17 +45,17 @@ impl<M: Memory> Copy for NetNoise<'_, M> {}
 #[derive(Debug)]
 pub enum Net {
     /// That of "De-noising Diffusion with torch".
-    Seed(SeedUnet),
+    Seed(Box<SeedUnet>),
     /// diffusers' `UNet2DModel`.
-    Unet2d(Unet2d),
+    Unet2d(Box<Unet2d>),
 }
 
 /// What backward needs.
 pub enum NetCtx<B: Backend> {
     /// Of the seed family.
-    Seed(SeedCtx<B>),
+    Seed(Box<SeedCtx<B>>),
     /// Of the family unet2d.
-    Unet2d(Unet2dCtx<B>),
+    Unet2d(Box<Unet2dCtx<B>>),
 }
 
 impl Net {
@@ -65,8 +65,8 @@ impl Net {
     /// Options that do not fit each other.
     pub fn new(config: &Config) -> Result<Self> {
         match (config.family, &config.unet) {
-            (Family::Seed, _) => Ok(Net::Seed(SeedUnet::new(SeedDims::from(config)))),
-            (Family::Unet2d, Some(unet)) => Ok(Net::Unet2d(Unet2d::new(unet, config.channels)?)),
+            (Family::Seed, _) => Ok(Net::Seed(Box::new(SeedUnet::new(SeedDims::from(config))))),
+            (Family::Unet2d, Some(unet)) => Ok(Net::Unet2d(Box::new(Unet2d::new(unet, config.channels)?))),
             (Family::Unet2d, None) => Err(Error::Usage("family unet2d has no options under unet.".into())),
         }
     }
@@ -97,14 +97,14 @@ impl Net {
                 let missing = || Error::Failed("the seed family's embedding is missing".into());
                 let embedding = condition.embedding.take().ok_or_else(missing)?;
                 let (pred, ctx) = net.forward(backend, weights, mode, noisy, embedding)?;
-                Ok((pred, ctx.map(NetCtx::Seed)))
+                Ok((pred, ctx.map(|ctx| NetCtx::Seed(Box::new(ctx)))))
             }
             Net::Unet2d(net) => {
                 let missing = || Error::Failed("the timesteps of the family unet2d are missing".into());
                 let timesteps = condition.timesteps.as_ref().ok_or_else(missing)?;
                 let labels = condition.labels.as_ref();
                 let (pred, ctx) = net.forward(backend, weights, mode, noisy, timesteps, labels, noise)?;
-                Ok((pred, ctx.map(NetCtx::Unet2d)))
+                Ok((pred, ctx.map(|ctx| NetCtx::Unet2d(Box::new(ctx)))))
             }
         }
     }
@@ -126,10 +126,10 @@ impl Net {
         dpred: Tensor<B>,
     ) -> Result<()> {
         match (self, ctx) {
-            (Net::Seed(net), NetCtx::Seed(ctx)) => net.backward(backend, weights, grads, ctx, noisy, dpred),
+            (Net::Seed(net), NetCtx::Seed(ctx)) => net.backward(backend, weights, grads, *ctx, noisy, dpred),
             (Net::Unet2d(net), NetCtx::Unet2d(ctx)) => {
                 let timesteps = condition.timesteps.as_ref();
-                net.backward(backend, weights, grads, ctx, noisy, timesteps, condition.labels.as_ref(), noise, dpred)
+                net.backward(backend, weights, grads, *ctx, noisy, timesteps, condition.labels.as_ref(), noise, dpred)
             }
             _ => Err(Error::Failed("a context of another network".into())),
         }

@@ -196,6 +196,9 @@ fn plan<B: Backend>(
         return refuse(format!("--class {class}: the network knows no classes; leave --class out"));
     }
     if let Some(weight) = options.guidance {
+        if !weight.is_finite() {
+            return refuse(format!("--guidance {weight}: expected a number, such as 3"));
+        }
         start.guidance = match diffusion.sampling.null_class {
             Some(null) => Some((null, weight)).filter(|_| weight != 1.0),
             None => {

@@ -167,6 +167,12 @@ pub(super) fn mask(path: &Path, config: &Config) -> Result<Vec<f32>> {
 
 /// Reads noise from a tensor file: `noise` [N, C, H, W].
 pub(super) fn read_noise(path: &Path, config: &Config) -> Result<Vec<f32>> {
+    if !path.is_file() {
+        return Err(Error::input(
+            path,
+            "there is no such file; expected one with a tensor `noise` of shape [N, C, H, W]",
+        ));
+    }
     let contents = tensor_file::read(path)?;
     let Some(tensor) = contents.tensors.into_iter().find(|t| t.name == "noise") else {
         return Err(Error::input(path, "has no tensor `noise`; expected one of shape [N, C, H, W]"));

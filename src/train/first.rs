@@ -7,7 +7,8 @@ use crate::ops::Backend;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::state::{TrainState, import_model};
 use crate::train::tensor_file::NamedTensor;
-use crate::train::trainer::{NORMALIZER_MEAN, NORMALIZER_STD, Resumable, Window};
+use crate::train::trainer::{NORMALIZER_MEAN, NORMALIZER_STD, Resumable};
+use crate::train::window::Window;
 
 /// A checkpoint at step 0: the weights of `model`, moments of zero, and the moving average at the weights. `origin` is told in the place
 /// of the preset's name.

@@ -25,3 +25,4 @@ pub mod stepper;
 pub mod tensor_file;
 pub mod tensorboard;
 pub mod trainer;
+pub(crate) mod window;

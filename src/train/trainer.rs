@@ -30,6 +30,7 @@ use crate::train::run_dir::RunDir;
 use crate::train::state::{Batch, TrainState, import_model};
 use crate::train::stepper::Stepper;
 use crate::train::tensorboard::EventWriter;
+use crate::train::window::Window;
 
 /// Steps over which a training record averages.
 const LOG_EVERY: u64 = 10;
@@ -88,36 +89,6 @@ pub struct TrainSummary {
     pub samples: Option<PathBuf>,
     /// The last checkpoint.
     pub checkpoint: PathBuf,
-}
-
-/// Sums of losses since the last training record, weighted by images.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Window {
-    images: f64,
-    loss: f64,
-    noise_loss: f64,
-    image_loss: f64,
-    #[serde(default)]
-    grad_norm: f64,
-}
-
-impl Window {
-    /// `slots` as [`TrainState::losses`] has them.
-    fn add_step(&mut self, v: &LossValues, slots: &[f32], images: usize) {
-        self.add(v, images);
-        self.grad_norm += slots.get(3).map_or(0.0, |norm| f64::from(*norm) * images as f64);
-    }
-    fn add(&mut self, v: &LossValues, images: usize) {
-        let n = images as f64;
-        self.images += n;
-        self.loss += v.loss * n;
-        self.noise_loss += v.noise_loss * n;
-        self.image_loss += v.image_loss * n;
-    }
-    fn mean(&self) -> LossValues {
-        let of = |sum: f64| sum / self.images;
-        LossValues { loss: of(self.loss), noise_loss: of(self.noise_loss), image_loss: of(self.image_loss) }
-    }
 }
 
 /// The small values of a checkpoint.

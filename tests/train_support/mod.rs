@@ -1,4 +1,5 @@
 //! A folder of its own for each test, the built program run inside it, and what runs leave read back.
+#![allow(dead_code)] // each test file uses a part
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -41,7 +41,7 @@ struct Stage {
 enum Between {
     Down(Downsample),
     Up(Upsample),
-    Resnet(Resnet),
+    Resnet(Box<Resnet>),
 }
 
 #[derive(Debug)]
@@ -77,6 +77,9 @@ enum BetweenCtx<B: Backend> {
     Input(Rc<Act<B>>),
     Resnet(ResnetCtx<B>),
 }
+
+/// An activation, and what its backward needs, in training.
+type Made<B, C> = (Rc<Act<B>>, Option<C>);
 
 struct LevelCtx<B: Backend> {
     stages: Vec<StageCtx<B>>,
@@ -135,7 +138,7 @@ impl Unet2d {
             let path = format!("{name}.downsamplers.0");
             let between = match (i + 1 < levels, by_resnet) {
                 (false, _) => None,
-                (true, true) => Some(Between::Resnet(resnet(l, path, (k, 0), k, Resample::Down))),
+                (true, true) => Some(Between::Resnet(Box::new(resnet(l, path, (k, 0), k, Resample::Down)))),
                 (true, false) => Some(Between::Down(Downsample::new(l, &path, k, config.downsample_padding))),
             };
             if between.is_some() {
@@ -177,7 +180,7 @@ impl Unet2d {
             let path = format!("{name}.upsamplers.0");
             let between = match (i + 1 < levels, by_resnet) {
                 (false, _) => None,
-                (true, true) => Some(Between::Resnet(resnet(l, path, (k, 0), k, Resample::Up))),
+                (true, true) => Some(Between::Resnet(Box::new(resnet(l, path, (k, 0), k, Resample::Up)))),
                 (true, false) => Some(Between::Up(Upsample::new(l, &path, k))),
             };
             up.push(Level { stages, between });
@@ -222,7 +225,7 @@ impl Unet2d {
         x0: &Rc<Act<B>>,
         x1: Option<&Rc<Act<B>>>,
         temb: &B::Buffer,
-    ) -> Result<(Rc<Act<B>>, Option<StageCtx<B>>)> {
+    ) -> Result<Made<B, StageCtx<B>>> {
         let (y, resnet) = stage.0.forward(pass, weights, x0, x1, temb)?;
         let mut y = Rc::new(y);
         let mut attention = None;
@@ -239,7 +242,7 @@ impl Unet2d {
         weights: &mut Weights<B>,
         x: &Rc<Act<B>>,
         temb: &B::Buffer,
-    ) -> Result<(Rc<Act<B>>, Option<BetweenCtx<B>>)> {
+    ) -> Result<Made<B, BetweenCtx<B>>> {
         let y = match between {
             Between::Down(down) => down.forward(pass, weights, x)?,
             Between::Up(up) => up.forward(pass, weights, x)?,

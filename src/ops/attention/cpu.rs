@@ -1,5 +1,5 @@
 //! Attention on the CPU. An image's head is a unit of work: its q, k and v are copied to rows of whole vectors, and the scores are made for
-//! [`ROWS`] queries at a time, so that they stay in cache whatever the number of tokens.
+//! 64 queries at a time, so that they stay in cache whatever the number of tokens.
 
 use super::{Attention, AttentionDims, check};
 use crate::device::cpu::gemm::{Gemm, gemm};

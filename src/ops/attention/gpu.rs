@@ -68,9 +68,10 @@ fn kernels(arithmetic: Arithmetic) -> Kernels {
     }
 }
 
-/// Bytes of `tiles` tiles in shared memory.
+/// Bytes of `tiles` tiles of operands in shared memory, and of one for sums on their way between products, which float32 needs.
 fn tile_bytes(dtype: Dtype, tiles: u32) -> u32 {
     let tile = kernels::ATTENTION_TILE;
+    let tiles = if dtype == Dtype::F32 { tiles + 1 } else { tiles };
     tiles * tile * (tile * dtype.size() as u32 + kernels::ATTENTION_PAD)
 }
 
@@ -139,7 +140,7 @@ impl<L: Launcher> Attention for Gpu<L> {
         check_views(d, dtype, &[("qkv", qkv, 3 * d.len()), ("y", y.shared(), d.len())])?;
         expect_f32(OP, "lse", lse.shared(), d.lse_len())?;
         let args = Args { out0: y.ptr(), ..self.attention_args(d, qkv, lse.ptr(), &[y.ptr()]) };
-        self.launch_attention(kernels(self.arithmetic()).forward, d, tile_bytes(dtype, 4), &args)
+        self.launch_attention(kernels(self.arithmetic()).forward, d, tile_bytes(dtype, 3), &args)
     }
 
     fn attention_backward(
@@ -171,7 +172,7 @@ impl<L: Launcher> Attention for Gpu<L> {
         let grid = [crate::device::gpu::blocks(d.lse_len(), rows), 1, 1];
         self.launch(of.delta, grid, [kernels::ATTENTION_THREADS, 1, 1], 0, &args)?;
 
-        let shared = tile_bytes(dtype, 5) + kernels::ATTENTION_COLUMN_BYTES;
+        let shared = tile_bytes(dtype, 4) + kernels::ATTENTION_COLUMN_BYTES;
         self.launch_attention(of.queries, d, shared, &args)?;
         let (dk, dv) = (dqkv.ptr().offset(part), dqkv.ptr().offset(2 * part));
         self.launch_attention(of.keys, d, shared, &Args { out0: dk, out1: dv, ..args })

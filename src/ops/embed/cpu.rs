@@ -28,7 +28,7 @@ pub(super) fn check(d: &TimestepDims, timesteps: usize, frequencies: Option<usiz
 
 /// Channels of a class table, where the views fit each other; the number of classes.
 pub(super) fn check_classes(labels: usize, table: usize, emb: usize) -> Result<(usize, usize)> {
-    let c = if labels == 0 { 0 } else { emb / labels };
+    let c = emb.checked_div(labels).unwrap_or(0);
     if c == 0 || emb != labels * c || table == 0 || !table.is_multiple_of(c) {
         let what = format!("{labels} labels, a table of {table} and embeddings of {emb} elements do not fit");
         return Err(Error::Shape { op: OP, what });

@@ -48,7 +48,7 @@ pub trait Embed: Memory {
         emb: Self::SliceMut<'_>,
     ) -> Result<()>;
 
-    /// emb [N, C] += table[label], `table` [K, C], `labels` `[N]` whole numbers; one outside 0..K makes its row NaN.
+    /// emb [N, C] += `table[label]`, `table` [K, C], `labels` `[N]` whole numbers; one outside 0..K makes its row NaN.
     ///
     /// # Errors
     /// [`crate::error::Error::Shape`] where a view does not fit.

@@ -207,6 +207,7 @@ pub trait GroupNorm: Memory {
     ///
     /// # Errors
     /// [`crate::error::Error::Shape`] where a view does not fit.
+    #[allow(clippy::too_many_arguments)] // each is a group of operands of its own
     fn group_norm_backward(
         &self,
         dims: &GroupNormDims,
