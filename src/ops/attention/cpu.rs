@@ -202,10 +202,21 @@ unsafe fn scores<S: Simd>(head: &Head, q: &[f32], kt: &[f32], first: usize, m: u
 /// Turns a row of scores into probabilities (zero behind the last token), and returns its log-sum-exp.
 #[inline(always)]
 unsafe fn softmax<S: Simd>(row: &mut [f32], t: usize) -> f32 {
-    let most = row[..t].iter().fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m });
     row[t..].fill(f32::NEG_INFINITY);
     // SAFETY: the caller vouches for the instruction set; the row is a whole number of vectors.
     unsafe {
+        let mut lanes = [f32::NEG_INFINITY; 16];
+        let mut most = S::splat(f32::NEG_INFINITY);
+        let mut i = 0;
+        while i < row.len() {
+            most = S::max(S::load(row.as_ptr().add(i)), most);
+            i += S::LANES;
+        }
+        S::store(lanes.as_mut_ptr(), most);
+        let mut most = lanes[0];
+        for &x in &lanes[1..S::LANES] {
+            most = if x > most { x } else { most };
+        }
         exponentials::<S>(row, most);
         row[t..].fill(0.0);
         let mut lanes = [0.0f32; 16];
