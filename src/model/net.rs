@@ -79,6 +79,14 @@ impl Net {
         }
     }
 
+    /// The network drops activations out in training: it then needs random numbers.
+    pub fn has_dropout(&self) -> bool {
+        match self {
+            Net::Seed(_) => false,
+            Net::Unet2d(net) => net.has_dropout(),
+        }
+    }
+
     /// Prediction [N, H, W, C] from noisy pictures [N, H, W, C]. `noise` is needed in training where the network drops activations out.
     ///
     /// # Errors

@@ -16,7 +16,6 @@ use crate::device::Memory;
 use crate::error::{Error, Result};
 use crate::ops::Backend;
 use crate::ops::conv::{ConvDims, Epilogue, Operand, Output, Prologue, WeightGradients};
-use crate::ops::pool::ResampleDims;
 use crate::tensor::{Shape, Tensor};
 
 /// Extents of the network, from the configuration.
@@ -66,10 +65,6 @@ pub struct SeedCtx<B: Backend> {
 fn pointwise(s: Shape, c: usize, k: usize) -> ConvDims {
     let (n, h, w) = (s.n as u32, s.h as u32, s.w as u32);
     ConvDims { n, h, w, c0: c as u32, c1: 0, r0: 0, r1: 0, k: k as u32, side: 1 }
-}
-
-fn resample(large: Shape) -> ResampleDims {
-    ResampleDims { n: large.n as u32, h: large.h as u32, w: large.w as u32, c: large.c as u32 }
 }
 
 fn alloc_stats<M: Memory>(memory: &M, mode: Mode, s: Shape) -> Result<Option<M::Buffer>> {
@@ -281,7 +276,7 @@ impl SeedUnet {
             }
             let large = dy.shape;
             let mut dx = Tensor::activation(backend, Shape { h: large.h / 2, w: large.w / 2, ..large })?;
-            backend.upsample_backward(&resample(large), dy.view(), dx.view_mut())?;
+            backend.upsample_backward(&large.into(), dy.view(), dx.view_mut())?;
             dy = dx;
             // Blocks ran last first, so the gradients stand in the order of the down level's blocks: the first skip is first.
             skip_grads.push(grads_of_level);
@@ -299,7 +294,7 @@ impl SeedUnet {
             let large = Shape { h: 2 * small.h, w: 2 * small.w, ..small };
             let add = waiting.pop().flatten();
             let mut dx = Tensor::activation(backend, large)?;
-            backend.avg_pool_backward(&resample(large), dy.view(), add.as_ref().map(Tensor::view), dx.view_mut())?;
+            backend.avg_pool_backward(&large.into(), dy.view(), add.as_ref().map(Tensor::view), dx.view_mut())?;
             drop(add);
             dy = dx;
             for block in level.iter().rev() {
@@ -327,7 +322,7 @@ fn pool_forward<B: Backend>(backend: &B, mode: Mode, x: &Act<B>) -> Result<Act<B
     let mut tensor = Tensor::activation(backend, small)?;
     let mut stats = alloc_stats(backend, mode, small)?;
     let out = stats.as_mut().map(B::all_mut);
-    backend.avg_pool_forward(&resample(large), x.tensor.view(), tensor.view_mut(), out)?;
+    backend.avg_pool_forward(&large.into(), x.tensor.view(), tensor.view_mut(), out)?;
     Ok(Act { tensor, stats })
 }
 
@@ -337,7 +332,7 @@ fn upsample_forward<B: Backend>(backend: &B, mode: Mode, x: &Act<B>) -> Result<A
     let mut tensor = Tensor::activation(backend, large)?;
     let mut stats = alloc_stats(backend, mode, large)?;
     let out = stats.as_mut().map(B::all_mut);
-    backend.upsample_forward(&resample(large), x.tensor.view(), tensor.view_mut(), out)?;
+    backend.upsample_forward(&large.into(), x.tensor.view(), tensor.view_mut(), out)?;
     Ok(Act { tensor, stats })
 }
 

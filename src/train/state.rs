@@ -51,8 +51,6 @@ pub struct TrainState<B: Backend> {
     ema_warmup: bool,
     /// Strength of the noise that is the same over a channel.
     pub offset_noise: f32,
-    /// The network drops activations out in training.
-    pub has_dropout: bool,
 }
 
 /// The operands of a step. Shapes [N, H, W, C]; times `[N]`.
@@ -131,7 +129,6 @@ impl<B: Backend> TrainState<B> {
             ema_decay: config.ema_decay,
             ema_warmup: config.ema_warmup,
             offset_noise: config.offset_noise as f32,
-            has_dropout: config.unet.as_ref().is_some_and(|unet| unet.dropout > 0.0),
             net,
             weights,
         };

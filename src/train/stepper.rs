@@ -133,7 +133,7 @@ fn on_the_device<B: Backend>(backend: &B, state: &mut TrainState<B>, seed: u64, 
             backend.offset_noise(offset, state.step_slot(), state.offset_noise, picture, noise.view_mut())?;
         }
         let labels = input.labels.map(|labels| labels_of_part(backend, labels, first, shape.n)).transpose()?;
-        let dropout = state.has_dropout.then(|| key(Purpose::Dropout));
+        let dropout = state.net.has_dropout().then(|| key(Purpose::Dropout));
         let batch = Batch { images: images_of_part, noise: &noise, times: &times, labels: labels.as_ref(), dropout };
         state.differentiate_part(backend, &batch, Part { of: images.shape.n, first: first == 0 })?;
     }

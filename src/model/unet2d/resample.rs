@@ -8,13 +8,7 @@ use crate::model::Act;
 use crate::model::params::{Layout, Weights};
 use crate::ops::Backend;
 use crate::ops::conv::{Epilogue, Operand, Prologue};
-use crate::ops::pool::ResampleDims;
 use crate::tensor::{Shape, Tensor};
-
-fn dims(large: Shape) -> ResampleDims {
-    let [n, h, w, c] = [large.n, large.h, large.w, large.c].map(|x| x as u32);
-    ResampleDims { n, h, w, c }
-}
 
 /// The convolution of stride 2, as one of stride 1 of which every fourth pixel is kept (see [`crate::ops::resize`]).
 #[derive(Debug)]
@@ -49,7 +43,7 @@ impl Downsample {
         )?;
         let mut y = new_act(backend, Shape { h: s.h / 2, w: s.w / 2, ..s })?;
         let (kept, stats) = parts(&mut y);
-        backend.keep_forward(&dims(s), self.offset, all.view(), kept, stats)?;
+        backend.keep_forward(&s.into(), self.offset, all.view(), kept, stats)?;
         Ok(y)
     }
 
@@ -65,7 +59,7 @@ impl Downsample {
         let backend = pass.backend;
         let s = x.tensor.shape;
         let mut all = Tensor::activation(backend, s)?;
-        backend.keep_backward(&dims(s), self.offset, dy.view(), all.view_mut())?;
+        backend.keep_backward(&s.into(), self.offset, dy.view(), all.view_mut())?;
         drop(dy);
         let (input, extents) = (operand(x, None), self.conv.dims(s, self.c, 0));
         self.conv.wgrad(backend, weights, grads, &extents, input, Prologue::none(), None, all.view())?;
@@ -88,7 +82,7 @@ impl Upsample {
     fn doubled<B: Backend>(&self, backend: &B, x: &Act<B>) -> Result<Tensor<B>> {
         let s = x.tensor.shape;
         let mut large = Tensor::activation(backend, Shape { h: 2 * s.h, w: 2 * s.w, ..s })?;
-        backend.double_forward(&dims(large.shape), x.tensor.view(), large.view_mut(), None)?;
+        backend.double_forward(&large.shape.into(), x.tensor.view(), large.view_mut(), None)?;
         Ok(large)
     }
 
@@ -119,7 +113,7 @@ impl Upsample {
         let dlarge = self.conv.dgrad(backend, weights, s, &dy, None)?;
         drop(dy);
         let mut dx = Tensor::activation(backend, x.tensor.shape)?;
-        backend.double_backward(&dims(s), dlarge.view(), None, dx.view_mut())?;
+        backend.double_backward(&s.into(), dlarge.view(), None, dx.view_mut())?;
         Ok(dx)
     }
 }

@@ -24,7 +24,6 @@ use crate::ops::Backend;
 use crate::ops::conv::{ConvDims, Epilogue, Operand, Output, Prologue};
 use crate::ops::group_norm::{Dropout, NormGradients, OtherGradients};
 use crate::ops::linear::{LinearDims, LinearGradients};
-use crate::ops::pool::ResampleDims;
 use crate::tensor::{Shape, Tensor};
 
 /// What a block does to the resolution.
@@ -75,11 +74,6 @@ pub(super) struct ResnetCtx<B: Backend> {
 pub(super) struct InputGradients<B: Backend> {
     pub dx0: Tensor<B>,
     pub dx1: Option<Tensor<B>>,
-}
-
-fn resample_dims(large: Shape) -> ResampleDims {
-    let [n, h, w, c] = [large.n, large.h, large.w, large.c].map(|x| x as u32);
-    ResampleDims { n, h, w, c }
 }
 
 impl Resnet {
@@ -133,8 +127,8 @@ impl Resnet {
         let to = self.resized(s);
         let mut y = Tensor::activation(backend, to)?;
         match self.resample {
-            Resample::Up => backend.double_forward(&resample_dims(to), x, y.view_mut(), None)?,
-            _ => backend.avg_pool_forward(&resample_dims(s), x, y.view_mut(), None)?,
+            Resample::Up => backend.double_forward(&to.into(), x, y.view_mut(), None)?,
+            _ => backend.avg_pool_forward(&s.into(), x, y.view_mut(), None)?,
         }
         Ok(y)
     }
@@ -148,8 +142,8 @@ impl Resnet {
     ) -> Result<Tensor<B>> {
         let mut dx = Tensor::activation(backend, s)?;
         match self.resample {
-            Resample::Up => backend.double_backward(&resample_dims(self.resized(s)), dy, add, dx.view_mut())?,
-            _ => backend.avg_pool_backward(&resample_dims(s), dy, add, dx.view_mut())?,
+            Resample::Up => backend.double_backward(&self.resized(s).into(), dy, add, dx.view_mut())?,
+            _ => backend.avg_pool_backward(&s.into(), dy, add, dx.view_mut())?,
         }
         Ok(dx)
     }

@@ -10,6 +10,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::device::Memory;
 use crate::error::Result;
+use crate::tensor::Shape;
 
 /// Extents of the side with full resolution (x): h and w even.
 #[repr(C)]
@@ -33,6 +34,14 @@ impl ResampleDims {
     /// Elements of the small side.
     pub fn small(&self) -> usize {
         self.large() / 4
+    }
+}
+
+impl From<Shape> for ResampleDims {
+    /// Of the large side.
+    fn from(large: Shape) -> Self {
+        let [n, h, w, c] = [large.n, large.h, large.w, large.c].map(|extent| extent as u32);
+        ResampleDims { n, h, w, c }
     }
 }
 
