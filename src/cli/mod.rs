@@ -5,12 +5,19 @@
 mod bench;
 mod bench_ops;
 mod check;
+mod data;
 mod device;
 mod doctor;
+mod evaluate;
+mod find_lr;
 mod interop;
+mod plot;
 mod print;
+mod report;
 mod run;
+mod runs;
 mod sample;
+mod sweep;
 mod train;
 
 use std::process::ExitCode;
@@ -56,6 +63,13 @@ enum Command {
     Train(train::Args),
     Sample(sample::Args),
     Encode(sample::EncodeArgs),
+    Evaluate(evaluate::Args),
+    FindLr(find_lr::Args),
+    Sweep(sweep::Args),
+    Runs(runs::Args),
+    Plot(plot::Args),
+    Report(report::Args),
+    Data(data::Args),
     Import(interop::ImportArgs),
     Export(interop::ExportArgs),
     Check(check::Args),
@@ -87,6 +101,13 @@ fn run(cli: Cli) -> Result<()> {
         Some(Command::Train(args)) => args.run(),
         Some(Command::Sample(args)) => args.run(),
         Some(Command::Encode(args)) => args.run(),
+        Some(Command::Evaluate(args)) => args.run(),
+        Some(Command::FindLr(args)) => args.run(),
+        Some(Command::Sweep(args)) => args.run(),
+        Some(Command::Runs(args)) => args.run(),
+        Some(Command::Plot(args)) => args.run(),
+        Some(Command::Report(args)) => args.run(),
+        Some(Command::Data(args)) => args.run(),
         Some(Command::Import(args)) => args.run(),
         Some(Command::Export(args)) => args.run(),
         Some(Command::Check(args)) => args.run(),

@@ -180,6 +180,13 @@ impl RunDir {
     }
 }
 
+/// Whether a process holds the lock of a run directory, that is, trains in it.
+pub fn is_locked(root: &Path) -> bool {
+    // Shared, so that two who look at the same time do not see each other.
+    let Ok(file) = File::open(root.join(LOCK)) else { return false };
+    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+}
+
 /// Writes a file so that a reader, or a crash, sees the old content or the new and never a part. Makes missing folders.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let parent = match path.parent() {

@@ -1,0 +1,14 @@
+//! `ddim-engine report`.
+
+use ddim_engine::error::{Error, Result};
+
+/// Write a page about runs
+#[derive(clap::Args)]
+pub struct Args {}
+
+impl Args {
+    /// Runs the command.
+    pub fn run(self) -> Result<()> {
+        Err(Error::Failed("not built yet".into()))
+    }
+}
