@@ -3,10 +3,16 @@
 //! | module | what |
 //! |---|---|
 //! | [`inception`] | Inception-v3, forward: 2048 features of a picture |
+//! | [`kid`], [`fid`], [`neighbours`] | distances of two sets of features: kernel and Frechet inception distance, precision and recall |
+//! | [`matrix`] | features of pictures, and their products |
 
 use serde::{Deserialize, Serialize};
 
+pub mod fid;
 pub mod inception;
+pub mod kid;
+pub mod matrix;
+pub mod neighbours;
 
 /// Losses of the pictures whose noise level lies in one bin of diffusion times.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
