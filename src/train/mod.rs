@@ -12,7 +12,7 @@
 
 pub mod batches;
 pub mod checkpoint;
-mod checks;
+pub(crate) mod checks;
 pub mod feed;
 pub mod first;
 pub mod interrupt;
