@@ -25,6 +25,17 @@ pub(crate) struct Loaded {
     pub(crate) averaged: bool,
 }
 
+impl Loaded {
+    /// Mean and deviation of every channel, as the network saw its pictures.
+    ///
+    /// # Errors
+    /// They are missing.
+    pub(crate) fn mean_std(&self) -> Result<[Vec<f32>; 2]> {
+        let of = |name| normalizer(&self.tensors, name, self.config.channels, &self.path);
+        Ok([of(NORMALIZER_MEAN)?, of(NORMALIZER_STD)?])
+    }
+}
+
 /// Reads a run, a checkpoint, a model file or a folder of the diffusers library, and picks the weights.
 pub(crate) fn load(source: &Path, kind: WeightKind, progress: &Progress) -> Result<Loaded> {
     if interop::folder::is_folder(source) {
@@ -98,13 +109,12 @@ pub(super) struct Ready<B: Backend> {
 impl<B: Backend> Ready<B> {
     /// Reads a model, brings it to the device, and says which it is.
     pub fn new(backend: &B, source: &Path, kind: WeightKind, progress: &Progress) -> Result<Self> {
-        let Loaded { path, config, tensors, averaged } = load(source, kind, progress)?;
+        let loaded = load(source, kind, progress)?;
+        let [mean, std] = loaded.mean_std()?;
+        let Loaded { path, config, tensors, averaged } = loaded;
         let net = Net::new(&config)?;
         let mut weights = Weights::init(backend, net.layout(), 0)?;
         import_model(backend, &mut weights, &tensors)?;
-        let c = config.channels;
-        let mean = normalizer(&tensors, NORMALIZER_MEAN, c, &path)?;
-        let std = normalizer(&tensors, NORMALIZER_STD, c, &path)?;
         let kind = if averaged { "moving average" } else { "weights as trained" };
         progress.line(&format!("model   {} ({kind})", path.display()));
         let diffusion = Diffusion::new(&config)?;
