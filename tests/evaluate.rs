@@ -128,7 +128,7 @@ fn what_cannot_be_measured_says_why() {
     );
     place.refused(
         &["evaluate", "run", "--generated", "pictures", "--count", "9"],
-        &["--generated with --count", "leave"],
+        &["--generated with --count", "leave them out"],
     );
     place.refused(
         &["evaluate", "run", "--kid-protocol", "seed", "--steps", "9"],

@@ -106,7 +106,7 @@ pub struct Args {
     )]
     inception_variant: VariantArg,
 
-    /// engine: subsets of all pictures; seed: batches of 128, 4 network calls, as \"De-noising Diffusion with torch\" has it
+    /// engine: subsets of all pictures; seed: batches of 128, 4 network calls, as "De-noising Diffusion with torch" has it
     #[arg(
         long,
         value_enum,
@@ -251,7 +251,9 @@ fn told(outcome: &Outcome, json: Option<&Path>) -> String {
     text.push_str(&levels(e));
     match &e.quality {
         Some(quality) => text.push_str(&format!("\n{}", distances(quality))),
-        None => text.push_str(&format!("\n{}\n", what_is_missing())),
+        None => text.push_str(
+            "\nKID, FID    need the weights of Inception-v3: --inception FILE (evaluate --help says where from)\n",
+        ),
     }
     outcome.notes.iter().for_each(|note| text.push_str(&format!("note        {note}\n")));
     let written = [outcome.written.as_deref(), json];

@@ -263,7 +263,7 @@ fn quality<B: Backend>(
         notes.push(format!("with {few} pictures KID takes subsets of {size}, not of {}", kid::SUBSET_SIZE));
     }
     let fid = if options.fid {
-        progress.line("FID: singular values of the features' covariances; a minute or so for thousands of pictures");
+        progress.line("FID: seconds for hundreds of pictures, half a minute for thousands");
         Some(fid::distance(&real, &made)?)
     } else {
         None
