@@ -21,6 +21,7 @@ static constexpr int CONV2D_DEPTH = 32;
 static constexpr int CONV2D_PITCH = CONV2D_DEPTH + 4;  // eight rows of a matrix of ldmatrix lie in different banks
 static constexpr int CONV2D_STAGE = 2 * CONV2D_TILE * CONV2D_PITCH;
 static_assert(2 * CONV2D_STAGE * 4 == CONV2D_SHARED, "two stages of two tiles");
+static_assert(CONV2D_THREADS / 8 * 4 == CONV2D_TILE, "eight threads bring a row of a tile, each thread four of them");
 
 struct Conv2dArgs {
   const float* x;

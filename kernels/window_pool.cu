@@ -43,9 +43,7 @@ extern "C" __global__ void __launch_bounds__(256) window_pool_f32(const __grid_c
       if (largest) v = x > v || x != x ? x : v;
       else v += x;
     }
-  if (!largest) {
-    const uint32_t inside = (uint32_t)((last_row - first_row) * (last_col - first_col));
-    v /= (float)(a.pooling == WINDOW_POOL_INSIDE ? inside : a.kernel * a.kernel);
-  }
+  if (a.pooling == WINDOW_POOL_INSIDE) v /= (float)((last_row - first_row) * (last_col - first_col));
+  if (a.pooling == WINDOW_POOL_ALL) v /= (float)(a.kernel * a.kernel);
   a.y[(size_t)pixel * a.y_channels + a.y_first + c] = v;
 }

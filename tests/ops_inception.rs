@@ -10,9 +10,9 @@ use ddim_engine::ops::conv2d::{Conv2d, Conv2dDims, reference as conv_truth};
 use ddim_engine::ops::window_pool::{Pooling, WindowPool, WindowPoolDims, reference as pool_truth};
 use ops_support::{CHANNELS, Cpus, Fill, Guarded, Input, assert_close, assert_shape_error, to_f64};
 
-/// Relative 2-norm. Measured: at most 2.6e-7 on CPUs and 4.2e-7 on the simulator.
-const TOLERANCE: f64 = 1e-6;
-/// With factors rounded to tf32. Measured: at most 4.4e-4.
+/// Relative 2-norm: float32 sums of up to 1200 products. Measured: at most 5.5e-7 on CPUs and 9.9e-7 on the simulator.
+const TOLERANCE: f64 = 2e-6;
+/// With factors rounded to tf32. Measured: at most 3.6e-4.
 const TF32_TOLERANCE: f64 = 1e-3;
 /// What channels hold that belong to other branches.
 const OTHER: f32 = 7.0;
