@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use train_support::{Place, Said, records, steps_saved};
+use train_support::{Place, Said, checkpoint_at, records, steps_saved};
 
 /// A tiny network; an epoch of the 36 pictures is 4 steps.
 const SETTINGS: &str = "\
@@ -99,6 +99,23 @@ fn a_grid_is_run_once_and_grows() {
     let more = place.ok(&["sweep", "grid.toml", "--grid", "loss=mae,mse,huber", "--jobs", "2"]);
     assert_eq!((more.err.matches("begins").count(), more.err.matches("done  ").count()), (2, 2), "{}", more.err);
     assert!(more.err.contains("2 at a time") && more.out.ends_with("6 runs: 6 finished\n"), "{more:?}");
+
+    // A run that was killed behind its last checkpoint only lacks its summary; one whose checkpoints are damaged begins anew.
+    let [whole, damaged] = [GRID[0], GRID[1]].map(|name| run(&place, "runs/sweep-grid", name));
+    let before = records(&whole);
+    fs::remove_file(whole.join("summary.json")).unwrap();
+    fs::remove_file(damaged.join("summary.json")).unwrap();
+    for step in steps_saved(&damaged) {
+        fs::write(checkpoint_at(&damaged, step).join("manifest.json"), "{").unwrap();
+    }
+    let mended = place.ok(&["sweep", "--resume", "runs/sweep-grid"]);
+    assert!(
+        mended.err.contains("goes on after step 8") && mended.err.contains("its remains are now"),
+        "{}",
+        mended.err
+    );
+    assert!(mended.out.ends_with("6 runs: 6 finished\n"), "{}", mended.out);
+    assert_eq!((records(&whole), records(&damaged).len()), (before.clone(), before.len()));
 }
 
 #[test]
@@ -116,7 +133,7 @@ fn side_by_side_gives_the_same_and_so_does_train() {
 #[test]
 fn a_killed_run_fails_alone_and_goes_on_to_the_same_numbers() {
     let place = place();
-    let grid = ["--config", "base.toml", "--grid", "lr=0.001,0.002", "--epochs", "40", "--set", "eval_every=2"];
+    let grid = ["--config", "base.toml", "--grid", "lr=0.001,0.002", "--epochs", "16", "--set", "eval_every=2"];
     let args = |dir: &'static str, more: &[&'static str]| [&["sweep"][..], &grid, &["--sweep-dir", dir], more].concat();
     let whole = place.ok(&args("whole", &["--quiet"]));
     assert!(whole.out.ends_with("2 runs: 2 finished\n"), "{}", whole.out);
@@ -124,7 +141,7 @@ fn a_killed_run_fails_alone_and_goes_on_to_the_same_numbers() {
     let broken = place.program(&args("broken", &["--keep-going"]));
     let child = { broken }.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let first = run(&place, "broken", "lr=0.001");
-    wait_for("a checkpoint", || steps_saved(&first).len() > 1);
+    wait_for("a checkpoint", || !steps_saved(&first).is_empty());
     signal(owner(&first), libc::SIGKILL);
     let said: Said = child.wait_with_output().unwrap().into();
     said.fails(1, &["1 of 2 runs failed: lr=0.001: was ended by signal 9", "sweep --resume broken --keep-going"]);
@@ -162,7 +179,8 @@ fn an_interrupt_lets_the_runs_save() {
     signal(child.id() as i32, libc::SIGTERM);
     let said: Said = child.wait_with_output().unwrap().into();
     said.fails(130, &[]);
-    assert!(said.err.contains("is now long/logs/lr=0.001.remains-1"), "{}", said.err);
+    let moved = "it stopped before its first checkpoint; its remains are now long/logs/lr=0.001.remains-1";
+    assert!(said.err.contains(moved), "{}", said.err);
     assert!(place.path("long/logs/lr=0.001.remains-1/metrics.jsonl").is_file());
     assert!(place.ok(&["runs", "long"]).out.ends_with("1 run: 1 stopped\n"), "remains are no run");
 }

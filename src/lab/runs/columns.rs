@@ -84,7 +84,7 @@ pub fn cell(row: &Row, key: &str) -> Cell {
         "seconds" => number(summary("seconds").and_then(|s| s.as_f64()).or(last.map(|record| record.seconds))),
         "images_per_second" => {
             let logged = run.train.map(|record| record.images_per_second);
-            number(summary("images_per_second").and_then(|s| s.as_f64()).or(logged))
+            number(summary("images_per_second").and_then(|s| s.as_f64()).filter(|rate| *rate > 0.0).or(logged))
         }
         "device" | "preset" => {
             let text = summary(key).and_then(|value| value.as_str());

@@ -6,8 +6,9 @@ use super::columns::{self, BEFORE, BEHIND, Cell, cell, heading, plain, shown};
 use super::{Row, Runs};
 use crate::lab::record::Status;
 
-/// The columns that go first where a terminal is too narrow, least wanted first.
-const DROPPED: &[&str] = &["device", "begun", "images_per_second", "seconds", "image_loss", "noise_loss", "train_loss"];
+/// The columns that a terminal too narrow goes without before texts are cut, and those after; least wanted first.
+const DROPPED: [&[&str]; 2] =
+    [&["device", "begun", "images_per_second"], &["seconds", "image_loss", "noise_loss", "train_loss"]];
 /// A text that must be cut keeps so many characters.
 const LEAST: usize = 12;
 
@@ -59,21 +60,19 @@ impl Column {
     }
 
     fn padded(&self, row: usize) -> String {
-        let (text, width) = (cut(&self.cells[row], self.width), self.width);
+        let (text, width) = (cut(&self.cells[row], self.width, self.key == "name"), self.width);
         if self.right { format!("{text:>width$}") } else { format!("{text:<width$}") }
     }
 }
 
-/// `text` in at most `width` characters: of a long one the start and the end, as names often differ at the end.
-fn cut(text: &str, width: usize) -> String {
+/// `text` in at most `width` characters: its start, or of a name, which often differs at the end, its end.
+fn cut(text: &str, width: usize, keep_end: bool) -> String {
     let count = text.chars().count();
-    if count <= width {
-        return text.into();
+    match width.saturating_sub(1) {
+        _ if count <= width => text.into(),
+        kept if keep_end => format!("…{}", text.chars().skip(count - kept).collect::<String>()),
+        kept => format!("{}…", text.chars().take(kept).collect::<String>()),
     }
-    let end = width.saturating_sub(1) / 2;
-    let start = width.saturating_sub(1) - end;
-    let tail: String = text.chars().skip(count - end).collect();
-    format!("{}…{tail}", text.chars().take(start).collect::<String>())
 }
 
 /// The table for people, with a line on the whole and the damaged runs below.
@@ -126,30 +125,29 @@ fn footer(runs: &Runs, shown: usize) -> String {
     format!("{n} run{s}: {}{first}\n", parts.join(", "))
 }
 
-/// Makes the columns fit into a line: texts are cut, then columns left out; returns those.
+/// Makes the columns fit into a line: some are left out, then texts are cut, then others left out; returns those left out.
 fn fit(columns: &mut Vec<Column>, width: usize, may_drop: bool) -> Vec<String> {
-    let mut left_out = Vec::new();
-    let total = |columns: &[Column]| columns.iter().map(|c| c.width + 2).sum::<usize>().saturating_sub(2);
-    let mut dropped = DROPPED.iter();
-    loop {
-        while total(columns) > width {
-            // The device says the least for its length.
-            let least = |c: &Column| if c.key == "device" { 3 } else { LEAST.max(c.cells[0].chars().count()) };
-            let wide = columns
-                .iter_mut()
-                .filter(|c| !c.right && c.width > least(c))
-                .max_by_key(|c| (c.key == "device", c.width));
-            let Some(wide) = wide else { break };
-            wide.width -= 1;
-        }
-        if total(columns) <= width || !may_drop {
-            return left_out;
-        }
-        let Some(key) = dropped.next() else { return left_out };
-        if let Some(at) = columns.iter().position(|c| c.key == *key) {
-            left_out.push(heading(&columns.remove(at).key).to_string());
-        }
+    fn total(columns: &[Column]) -> usize {
+        columns.iter().map(|column| column.width + 2).sum::<usize>().saturating_sub(2)
     }
+    let mut left_out = Vec::new();
+    let mut drop_some = |columns: &mut Vec<Column>, keys: &[&str]| {
+        for key in keys.iter().filter(|_| may_drop) {
+            let at = columns.iter().position(|column| column.key == *key);
+            if let Some(at) = at.filter(|_| total(columns) > width) {
+                left_out.push(heading(&columns.remove(at).key).to_string());
+            }
+        }
+    };
+    drop_some(columns, DROPPED[0]);
+    while total(columns) > width {
+        let least = |column: &Column| LEAST.max(column.cells[0].chars().count());
+        let wide = columns.iter_mut().filter(|column| !column.right && column.width > least(column));
+        let Some(widest) = wide.max_by_key(|column| column.width) else { break };
+        widest.width -= 1;
+    }
+    drop_some(columns, DROPPED[1]);
+    left_out
 }
 
 /// Comma-separated values with a heading line; numbers unrounded.
@@ -208,4 +206,41 @@ pub fn run_json(row: &Row) -> Value {
     all.insert("valid".into(), json!(row.run.valid));
     all.insert("evaluation".into(), json!(row.run.evaluation));
     Value::Object(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(key: &str, right: bool, cells: &[&str]) -> Column {
+        let cells: Vec<String> = cells.iter().map(|cell| cell.to_string()).collect();
+        let width = cells.iter().map(|cell| cell.chars().count()).max().unwrap();
+        Column { key: key.into(), cells, right, width }
+    }
+
+    #[test]
+    fn a_narrow_terminal_loses_the_least() {
+        let columns = || {
+            let name = column("name", false, &["run", "sweep-loss-predict/loss=mae"]);
+            vec![
+                name,
+                column("train_loss", true, &["train", "0.1234"]),
+                column("device", false, &["device", "cpu (AVX512)"]),
+            ]
+        };
+        let line = |columns: &[Column]| columns.iter().map(|column| column.padded(1)).collect::<Vec<_>>().join("  ");
+        for (width, left_out, text) in [
+            (49, 0, "sweep-loss-predict/loss=mae  0.1234  cpu (AVX512)"),
+            (48, 1, "sweep-loss-predict/loss=mae  0.1234"),
+            (30, 1, "…oss-predict/loss=mae  0.1234"),
+            (10, 2, "…ct/loss=mae"),
+        ] {
+            let mut all = columns();
+            assert_eq!(fit(&mut all, width, true).len(), left_out, "{width}");
+            let line = line(&all);
+            assert!(line.chars().count() <= width.max(12), "{line}");
+            assert!(line.ends_with(text), "{line}");
+        }
+        assert_eq!([cut("abcdef", 4, true), cut("abcdef", 4, false), cut("abcd", 4, true)], ["…def", "abc…", "abcd"]);
+    }
 }

@@ -199,13 +199,9 @@ impl<'a> Sweep<'a> {
                 format!("goes on after step {step}")
             }
             other => {
-                if *other == State::Anew {
+                if let State::Anew(why) = other {
                     let aside = state::move_aside(&self.options.dir, &run.name)?;
-                    self.display.line(&format!(
-                        "{place} {}: what it left before its first checkpoint is now {}",
-                        run.name,
-                        path(&aside)
-                    ));
+                    self.display.line(&format!("{place} {}: {why}; its remains are now {}", run.name, path(&aside)));
                 }
                 arguments.extend(self.plan.arguments(run)?);
                 arguments.extend(["--run-dir".into(), path(&root)]);

@@ -18,8 +18,8 @@ pub enum State {
     Finished,
     /// It stopped after this step, and goes on.
     GoOn(u64),
-    /// It stopped before its first checkpoint: what is there is moved aside.
-    Anew,
+    /// It cannot go on, for this reason: what is there is moved aside.
+    Anew(String),
 }
 
 impl State {
@@ -29,11 +29,13 @@ impl State {
             State::New => "new".into(),
             State::Finished => "finished: left as it is".into(),
             State::GoOn(step) => format!("goes on after step {step}"),
-            State::Anew => "begins anew: it stopped before its first checkpoint".into(),
+            State::Anew(why) => format!("begins anew: {why}"),
         }
     }
 }
 
+/// Why a run cannot go on, most often.
+const EARLY: &str = "it stopped before its first checkpoint";
 /// Folder of the children's output in the sweep's folder.
 pub const LOGS: &str = "logs";
 
@@ -77,7 +79,7 @@ fn state(root: &Path, run: &Planned) -> Result<State> {
         )));
     }
     if !root.join("config.toml").is_file() {
-        return Ok(if is_empty(root)? { State::New } else { State::Anew });
+        return Ok(if is_empty(root)? { State::New } else { State::Anew(EARLY.into()) });
     }
     let there = Config::from_file(&root.join("config.toml"))?;
     let keys: Vec<_> = KEYS.iter().map(|key| key.name).filter(|name| *name != "workers").chain(["unet"]).collect();
@@ -93,7 +95,11 @@ fn state(root: &Path, run: &Planned) -> Result<State> {
         return Ok(State::Finished);
     }
     // Found as a resume will find it: every byte verified.
-    Ok(checkpoint::latest(root)?.map_or(State::Anew, |latest| State::GoOn(latest.step)))
+    Ok(match checkpoint::latest(root) {
+        Ok(Some(latest)) => State::GoOn(latest.step),
+        Ok(None) => State::Anew(EARLY.into()),
+        Err(why) => State::Anew(why.to_string()),
+    })
 }
 
 /// Whether there is nothing but a lock in a folder.
@@ -102,7 +108,7 @@ fn is_empty(root: &Path) -> Result<bool> {
     Ok(entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == ".lock")))
 }
 
-/// Moves what a run left before its first checkpoint to `logs/NAME.remains-1`, where it is no run any more; returns where.
+/// Moves what a run left that cannot go on to `logs/NAME.remains-1`, where it is no run any more; returns where.
 ///
 /// # Errors
 /// The file system refuses.
