@@ -2,6 +2,7 @@
 //!
 //! | file | role |
 //! |---|---|
+//! | [`reverse`], [`samples`], [`steps`] | figures that a model draws; `rows.rs`: its pictures |
 //! | `chart.rs` | lines over two axes |
 //! | `ticks.rs` | round numbers along an axis |
 //! | `sheet.rs` | labelled pictures in rows and columns |
@@ -13,7 +14,11 @@ mod chart;
 mod drawing;
 mod font;
 mod raster;
+pub mod reverse;
+mod rows;
+pub mod samples;
 mod sheet;
+pub mod steps;
 mod ticks;
 
 pub use chart::{Axis, Chart, Look, Series};
