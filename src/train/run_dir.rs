@@ -57,6 +57,14 @@ impl RunDir {
         Err(Error::Failed(format!("{}: no free name for a run", base.display())))
     }
 
+    /// Removes a directory that a run was to be made in, if nothing but the lock has come into it.
+    pub fn remove_unused(root: &Path) {
+        if !is_locked(root) && matches!(first_entry(root), Ok(None)) {
+            // What cannot be removed is an empty folder: no reason to hide why there is no run in it.
+            let _ = fs::remove_file(root.join(LOCK)).and_then(|()| fs::remove_dir(root));
+        }
+    }
+
     /// Opens the directory of an earlier run to go on with it. `path` may also be its `checkpoints` folder or one checkpoint in it.
     pub fn resume(path: &Path) -> Result<Self> {
         let root = Self::root_of(path)?;
