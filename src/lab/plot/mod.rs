@@ -2,6 +2,7 @@
 //!
 //! | file | role |
 //! |---|---|
+//! | [`forward`], [`embedding`], [`curves`] | figures that need no model |
 //! | [`reverse`], [`samples`], [`steps`] | figures that a model draws; `rows.rs`: its pictures |
 //! | `chart.rs` | lines over two axes |
 //! | `ticks.rs` | round numbers along an axis |
@@ -11,8 +12,11 @@
 //! | `font.rs` | the letters of figures, within the program |
 
 mod chart;
+pub mod curves;
 mod drawing;
+pub mod embedding;
 mod font;
+pub mod forward;
 mod raster;
 pub mod reverse;
 mod rows;
