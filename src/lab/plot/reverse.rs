@@ -106,7 +106,7 @@ impl ReverseFigure {
         let rows = vec![
             row(["forward →", "a picture, more and more noise"], forward),
             row(["← reverse", &format!("from the same noise, {calls} network calls")], reverse),
-            row(["predicted picture", "what the network sees in the row above"], predicted),
+            row(["predicted picture", "in each picture of the row above"], predicted),
         ];
         let columns = levels.iter().map(|level| format!("noise {:.2}", level.noise)).collect();
         let title = "Forward and reverse diffusion of the same noise".into();
