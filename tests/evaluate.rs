@@ -17,6 +17,7 @@ use ddim_engine::rng::{Purpose, Stream};
 use ddim_engine::sample::WeightKind;
 use ddim_engine::train::metrics_log::Split;
 use ddim_engine::train::progress::Progress;
+use ddim_engine::train::tensor_file::{self, NamedTensor};
 use train_support::{Place, checkpoint_at, records};
 
 const UNET: &[&str] = &[
@@ -146,6 +147,62 @@ fn what_cannot_be_measured_says_why() {
     fs::rename(place.path("pictures"), place.path("moved")).unwrap();
     place.refused(&["evaluate", "run"], &["pictures", "--data"]);
     place.ok(&["evaluate", "run", "--data", "moved"]);
+}
+
+/// A file of Inception-v3 with random weights.
+fn inception(path: &std::path::Path) {
+    let tensor = |name: String, shape: Vec<usize>, data: Vec<f32>| NamedTensor { name, shape, data };
+    let mut tensors = Vec::new();
+    for (i, line) in include_str!("fixtures/inception/convolutions.txt").lines().enumerate() {
+        let (name, shape) = line.split_once(' ').unwrap();
+        let shape: Vec<usize> = shape.split('x').map(|extent| extent.parse().unwrap()).collect();
+        let mut filter = vec![0.0; shape.iter().product()];
+        Stream::new(2, Purpose::Init, 0, i as u64).fill_uniform(&mut filter);
+        let scale = (6.0 / shape[1..].iter().product::<usize>() as f32).sqrt();
+        filter.iter_mut().for_each(|v| *v = (2.0 * *v - 1.0) * scale);
+        for (part, value) in [("weight", 1.0), ("bias", 0.1), ("running_mean", 0.0), ("running_var", 1.0)] {
+            tensors.push(tensor(format!("{name}.bn.{part}"), vec![shape[0]], vec![value; shape[0]]));
+        }
+        tensors.push(tensor(format!("{name}.conv.weight"), shape, filter));
+    }
+    tensors.push(tensor("fc.weight".into(), vec![1008, 1], vec![0.0; 1008]));
+    tensor_file::write(path, &Default::default(), &tensors).unwrap();
+}
+
+/// The whole command, with the real network.
+#[test]
+fn distances_by_inception() {
+    let place = Place::with_pictures();
+    let root = place.train("run", &sets(&[], &["--steps", "4"]));
+    let own = "run/checkpoints/step-00000004/model.safetensors";
+    place.refused(
+        &["evaluate", "run", "--inception", own],
+        &["model.safetensors", "Conv2d_1a_3x3.conv.weight is missing"],
+    );
+    inception(&place.path("fid.safetensors"));
+    let torchvision = ["--inception-variant", "torchvision"];
+    place.refused(
+        &[&["evaluate", "run", "--inception", "fid.safetensors"][..], &torchvision].concat(),
+        &["1008 classes"],
+    );
+    let args = ["evaluate", "run", "--inception", "fid.safetensors", "--fid", "--count", "5", "--steps", "2"];
+    let said = place.ok(&args);
+    for part in [
+        "\nKID         ",
+        " (100 subsets of 2; protocol engine)\n",
+        "\nFID         ",
+        "\nprecision   ",
+        "\nrecall      ",
+        "compared    7 real, 5 generated: ddim, 2 steps, network calls: 1",
+        "fid.safetensors (fid), SHA-256 ",
+    ] {
+        assert!(said.out.contains(part), "{part:?} is not in: {}", said.out);
+    }
+    let first = read(root.join("evaluation.json"));
+    assert!(first.quality.as_ref().unwrap().fid.unwrap() > 0.0, "{first:?}");
+    let again = place.ok(&args);
+    assert!(again.err.contains("features of 7 real pictures from "), "{}", again.err);
+    assert_eq!(timeless(read(root.join("evaluation.json"))), timeless(first));
 }
 
 /// Features by fixed random weights; counts the pictures that it has seen.

@@ -47,6 +47,7 @@ enum ProtocolArg {
 /// Which Inception-v3.
 #[derive(Clone, Copy, ValueEnum)]
 enum VariantArg {
+    Auto,
     Torchvision,
     Fid,
 }
@@ -95,12 +96,12 @@ pub struct Args {
     #[arg(long, value_name = "FILE.safetensors", help_heading = "Generated pictures against real ones")]
     inception: Option<PathBuf>,
 
-    /// torchvision, or fid: the poolings of the network that FID was first computed with
+    /// torchvision, fid (the network that FID is computed with: other poolings), or what the file is for (auto)
     #[arg(
         long,
         value_enum,
         value_name = "WHICH",
-        default_value = "torchvision",
+        default_value = "auto",
         hide_possible_values = true,
         help_heading = "Generated pictures against real ones"
     )]
@@ -203,8 +204,9 @@ impl Args {
             device: device.line.trim_start_matches("device: ").to_string(),
         };
         let variant = match self.inception_variant {
-            VariantArg::Torchvision => Variant::Torchvision,
-            VariantArg::Fid => Variant::Fid,
+            VariantArg::Auto => None,
+            VariantArg::Torchvision => Some(Variant::Torchvision),
+            VariantArg::Fid => Some(Variant::Fid),
         };
         let arithmetic = device.arithmetic().to_string();
         let inception = self.inception.as_deref();
@@ -224,7 +226,7 @@ impl Args {
 struct Evaluate<'a> {
     options: &'a EvaluateOptions,
     inception: Option<&'a Path>,
-    variant: Variant,
+    variant: Option<Variant>,
     arithmetic: String,
 }
 
@@ -295,7 +297,7 @@ fn distances(q: &Quality) -> String {
     }
     let how = match q.steps {
         0 => q.sampler.clone(),
-        steps => format!("{}, {steps} steps, {} network calls", q.sampler, q.network_calls),
+        steps => format!("{}, {steps} steps, network calls: {}", q.sampler, q.network_calls),
     };
     text.push_str(&format!("compared    {} real, {} generated: {how}\n", q.pictures[0], q.pictures[1]));
     text.push_str(&format!("inception   {}\n", q.inception));

@@ -43,23 +43,26 @@ pub struct InceptionOn<'b, B: Backend> {
 }
 
 impl<'b, B: Backend> InceptionOn<'b, B> {
-    /// Reads the weights. `arithmetic`: how the device computes.
+    /// Reads the weights. `variant`: where none is given, the one that the file is for, else torchvision's. `arithmetic`: how the device
+    /// computes.
     ///
     /// # Errors
-    /// As [`Inception::load`].
-    pub fn load(backend: &'b B, path: &Path, variant: Variant, arithmetic: &str) -> Result<Self> {
+    /// There is no such file; as [`Inception::load`].
+    pub fn load(backend: &'b B, path: &Path, variant: Option<Variant>, arithmetic: &str) -> Result<Self> {
         if !path.is_file() {
             return Err(Error::input(path, format!("there is no such file; expected {WEIGHTS}")));
         }
+        // A file that cannot be read is refused by `load`, which says more.
+        let of_file = || Variant::of_file(path).ok().flatten().unwrap_or(Variant::Torchvision);
+        let variant = variant.unwrap_or_else(of_file);
         let net = Inception::load(backend, path, variant)?;
-        let sha256 = tensor_file::digest(path)?.sha256;
         let variant = match variant {
             Variant::Torchvision => "torchvision",
             Variant::Fid => "fid",
         };
         let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let name = format!("{file} ({variant}), SHA-256 {sha256}");
-        let identity = format!("inception-v3 {variant} weights {sha256} {arithmetic}");
+        let name = format!("{file} ({variant}), SHA-256 {}", net.sha256());
+        let identity = format!("inception-v3 {variant} weights {} {arithmetic}", net.sha256());
         Ok(InceptionOn { backend, net, name, identity })
     }
 }

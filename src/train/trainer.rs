@@ -281,6 +281,10 @@ impl<'a, B: Backend> Trainer<'a, B> {
     fn run(mut self, interrupt: &Interrupt) -> Result<TrainSummary> {
         self.announce();
         let (total, per_epoch) = (self.total_steps(), self.steps_per_epoch());
+        // A run that was killed between its last checkpoint and its summary lacks nothing else.
+        if self.state.step == total && !self.run_dir.summary_path().exists() {
+            return self.finish();
+        }
         if self.state.step >= total {
             return Err(Error::Usage(format!(
                 "the run has {} steps already, {total} are asked for; give more with --epochs or --steps",
