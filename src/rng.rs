@@ -37,6 +37,12 @@ pub enum Purpose {
     LabelDrop = 20,
     /// The part of training noise that is the same over a channel.
     Offset = 21,
+    /// Subsets of pictures; `step` is the number of the subset, `image` that of the set.
+    Subset = 22,
+    /// Diffusion times of validation images within a bin of them; `step` is the bin.
+    LevelTimes = 23,
+    /// Noise of validation images there; `step` is the bin.
+    LevelNoise = 24,
     /// Dropout; every layer adds its number (see [`Stream::of_layer`]).
     Dropout = 1000,
 }

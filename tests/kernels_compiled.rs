@@ -133,7 +133,8 @@ fn disassemble(cuobjdump: &Path, image: &Path) -> BTreeMap<(String, String), Str
 /// Kernels whose product must run on tensor cores: those of convolutions and attention, but for packing, merging, rows' sums and the direct ones.
 fn claims_tensor_cores(kernel: &str) -> bool {
     let other = ["direct", "pack", "merge", "reduce", "delta"];
-    (kernel.starts_with("conv_") || kernel.starts_with("attention_")) && !other.iter().any(|word| kernel.contains(word))
+    let products = ["conv_", "conv2d_", "attention_"];
+    products.iter().any(|family| kernel.starts_with(family)) && !other.iter().any(|word| kernel.contains(word))
 }
 
 #[test]

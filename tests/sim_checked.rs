@@ -14,7 +14,9 @@ use ddim_engine::diffusion::sampler::Sampler;
 use ddim_engine::kernels;
 use ddim_engine::model::Mode;
 use ddim_engine::ops::attention::{Attention, AttentionDims};
+use ddim_engine::ops::bilinear::{Bilinear, BilinearDims};
 use ddim_engine::ops::conv::{Conv, ConvDims, Operand, Prologue, WeightGradients};
+use ddim_engine::ops::conv2d::{Conv2d, Conv2dDims};
 use ddim_engine::ops::embed::{Embed, TimestepDims};
 use ddim_engine::ops::group_norm::{
     Dropout, GroupNorm, GroupNormDims, NormGradients, NormInput, NormParams, OtherGradients,
@@ -25,6 +27,7 @@ use ddim_engine::ops::noise::{Noise, NoiseKey, step_word};
 use ddim_engine::ops::pool::{AvgPool2, ResampleDims};
 use ddim_engine::ops::resize::Resize;
 use ddim_engine::ops::sampler_step::{Coefficients, SamplerStep, StepDims, StepNoise, StepState, Threshold};
+use ddim_engine::ops::window_pool::{Pooling, WindowPool, WindowPoolDims};
 use ddim_engine::rng::{Purpose, Stream};
 use ddim_engine::tensor::{Shape, Tensor};
 use ddim_engine::train::state::{Batch, TrainState};
@@ -252,6 +255,48 @@ fn updates(gpu: &Gpu<Sim>) {
     gpu.blend([0.5, 0.5], all(&pred), all(&x0), all(&noise), all_mut(&mut x)).unwrap();
 }
 
+/// What Inception-v3 is made of: channels that are whole vectors and such that are not, tiles that are full and such that are not, and outputs
+/// that are some of the channels of a tensor.
+fn inception_layers(gpu: &Gpu<Sim>) {
+    let all = Gpu::<Sim>::all;
+    let all_mut = Gpu::<Sim>::all_mut;
+    let filled = |len: usize| {
+        let mut buffer = gpu.alloc(len).unwrap();
+        gpu.fill(all_mut(&mut buffer), 0.5).unwrap();
+        buffer
+    };
+    let d = BilinearDims { n: 2, h: 5, w: 6, c: 3, out_h: 11, out_w: 9 };
+    let (small, mut x) = (filled(d.x_len()), gpu.alloc(d.y_len()).unwrap());
+    gpu.bilinear(&d, all(&small), all_mut(&mut x)).unwrap();
+    let first = Conv2dDims {
+        n: 2,
+        h: 11,
+        w: 9,
+        c: 3,
+        k: 66,
+        kernel_h: 3,
+        kernel_w: 3,
+        stride: 2,
+        pad_h: 0,
+        pad_w: 0,
+        y_channels: 72,
+        y_first: 2,
+        relu: 1,
+    };
+    let row =
+        Conv2dDims { h: 5, w: 4, c: 72, k: 6, kernel_h: 1, stride: 1, pad_w: 1, y_channels: 6, y_first: 0, ..first };
+    let mut y = filled(first.y_len());
+    for (d, x, y) in [(first, &x, &mut y), (row, &filled(row.x_len()), &mut filled(row.y_len()))] {
+        let filter = gpu.conv2d_filter(&d, &vec![0.25; d.w_len()]).unwrap();
+        gpu.conv2d(&d, all(x), all(&filter), all(&filled(d.k as usize)), all_mut(y)).unwrap();
+    }
+    let d = WindowPoolDims { n: 2, h: 5, w: 4, c: 72, kernel: 3, stride: 1, pad: 1, y_channels: 75, y_first: 3 };
+    let mut pooled = filled(d.y_len());
+    for pooling in [Pooling::Max, Pooling::MeanInside, Pooling::MeanAll] {
+        gpu.window_pool(&d, pooling, all(&y), all_mut(&mut pooled)).unwrap();
+    }
+}
+
 fn all_networks(arithmetic: Arithmetic) -> Option<BTreeSet<&'static str>> {
     let gpu = checker(arithmetic)?;
     for config in networks() {
@@ -259,6 +304,7 @@ fn all_networks(arithmetic: Arithmetic) -> Option<BTreeSet<&'static str>> {
     }
     large_layers(&gpu);
     unet_layers(&gpu);
+    inception_layers(&gpu);
     updates(&gpu);
     Some(gpu.launcher().used())
 }

@@ -114,6 +114,11 @@ impl DeviceArgs {
         on_cpu(threads, precision, &format!(": {why}"))
     }
 
+    /// The device as it was asked for.
+    pub fn name(&self) -> &str {
+        &self.device
+    }
+
     /// Worker threads: those of `--threads`, else `workers`; 0 is one per core.
     pub fn threads(&self, workers: usize) -> usize {
         self.threads.map_or(workers, usize::from)
@@ -137,6 +142,11 @@ impl Chosen {
             }
             Kind::Sim { arithmetic } => work.run(&Gpu::new(Sim::new()?, *arithmetic)),
         }
+    }
+
+    /// Whether it is a GPU (not the simulator of one).
+    pub fn is_gpu(&self) -> bool {
+        matches!(self.kind, Kind::Cuda { .. })
     }
 
     /// How it computes.

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use ddim_engine::config::{Config, Layers, PRESETS};
 use ddim_engine::error::{Error, Result};
-use ddim_engine::train::run_dir::RunDir;
+use ddim_engine::lab::watch::{Address, Running, Watch};
+use ddim_engine::train::run_dir::{DEFAULT_BASE, RunDir};
 use ddim_engine::train::trainer::TrainOptions;
 
 use super::device::{DeviceArgs, Prefer};
@@ -18,6 +19,7 @@ Examples
   ddim-engine train --resume runs/NAME --epochs 40         go on with a run
   ddim-engine train --preset seed --print-config > my.toml
   ddim-engine train --config my.toml --set lr=0.0005       settings of your own
+  ddim-engine train --watch                                curves and samples live
 
 Ctrl-C saves and says how to go on. A run's folder holds config.toml,
 metrics.jsonl, samples/ and checkpoints/.";
@@ -45,6 +47,10 @@ pub struct Args {
 
     #[command(flatten)]
     device: DeviceArgs,
+
+    /// A live page of the run on this machine, 127.0.0.1:8600 unless told; port 0: any that is free
+    #[arg(long, value_name = "[ADDR:]PORT", num_args = 0..=1, default_missing_value = "8600", allow_negative_numbers = true)]
+    watch: Option<String>,
 
     /// No progress, only errors
     #[arg(long, short)]
@@ -131,7 +137,10 @@ impl Args {
         if !self.quiet {
             print::stderr(&device.line);
         }
-        let options = TrainOptions {
+        // Taken before anything is made: a port in use must not cost a run.
+        let address = self.watch.as_deref().map(|text| Address::parse("--watch", text)).transpose()?;
+        let watch = address.map(Watch::bind).transpose()?;
+        let mut options = TrainOptions {
             preset_name: layers.preset_name().to_string(),
             config,
             run_dir: self.run_dir,
@@ -140,8 +149,35 @@ impl Args {
             quiet: self.quiet,
             device: device.line.trim_start_matches("device: ").to_string(),
         };
-        run::train(&device, options)
+        let Some(watch) = watch else { return run::train(&device, options) };
+        let watch = serve(watch, &mut options)?;
+        let root = options.run_dir.clone();
+        let result = run::train(&device, options);
+        watch.finish();
+        if let (Err(_), Some(root)) = (&result, root) {
+            RunDir::remove_unused(&root);
+        }
+        result
     }
+}
+
+/// Serves the page of the run that these options are about, whose folder is made here where it is not named.
+fn serve(watch: Watch, options: &mut TrainOptions) -> Result<Running> {
+    let root = match (&options.resume, &options.run_dir) {
+        (Some(run), _) => RunDir::root_of(run)?,
+        (None, Some(root)) => root.clone(),
+        (None, None) => {
+            let root = RunDir::create_under(Path::new(DEFAULT_BASE), &options.preset_name)?.root().to_path_buf();
+            options.run_dir = Some(root.clone());
+            root
+        }
+    };
+    if let Some(warning) = watch.warning() {
+        print::stderr(&warning);
+    }
+    let watch = watch.serve(vec![root], None, Some(&options.device))?;
+    print::stderr(&format!("watch   {} shows this run while it trains", watch.url()));
+    Ok(watch)
 }
 
 /// The configuration of the run that `path` is, or lies in.

@@ -354,7 +354,7 @@ pub(super) fn shown(text: &str) -> String {
 }
 
 /// The candidate nearest to `name`, where one is near enough to be meant.
-pub(super) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let name: String = name.to_lowercase().replace('-', "_").chars().take(80).collect();
     let scored = candidates.map(|candidate| (strsim::normalized_damerau_levenshtein(&name, candidate), candidate));
     let best = scored.max_by(|a, b| a.0.total_cmp(&b.0))?;

@@ -9,10 +9,12 @@ mod keys;
 mod presets;
 mod resolve;
 mod sampling;
+pub mod setting;
 mod text;
 mod training;
 pub mod unet;
 
+pub(crate) use keys::nearest;
 pub use keys::{KEYS, Key, Kind};
 pub use presets::PRESETS;
 pub use resolve::{Layers, RESUME_OPTIONS};

@@ -270,7 +270,7 @@ fn unet_defaults() -> Table {
 }
 
 /// Checks one option of the family unet2d by itself.
-fn check_unet(name: &str, value: &Value) -> std::result::Result<(), String> {
+pub(super) fn check_unet(name: &str, value: &Value) -> std::result::Result<(), String> {
     let shown = keys::shown(name);
     if !unet::OPTIONS.contains(&name) {
         let near = keys::nearest(name, unet::OPTIONS.iter().copied());
@@ -287,7 +287,7 @@ fn check_unet(name: &str, value: &Value) -> std::result::Result<(), String> {
 }
 
 /// Reads the text behind `--set unet.NAME=`: as TOML, or as the string that it is.
-fn read_unet(text: &str) -> Value {
+pub(super) fn read_unet(text: &str) -> Value {
     let text = text.trim();
     let list = |text: &str| {
         let quoted: Vec<_> = text.split(',').map(|item| item.trim().trim_matches(['"', '\''])).collect();

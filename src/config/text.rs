@@ -103,7 +103,7 @@ fn meaning(key: &Key) -> String {
 }
 
 /// A value as TOML; floats in the shortest form that reads back to the same number.
-fn written(value: &Value) -> String {
+pub(super) fn written(value: &Value) -> String {
     match value {
         Value::Float(x) => format!("{x:?}"),
         Value::Array(items) => format!("[{}]", items.iter().map(written).collect::<Vec<_>>().join(", ")),

@@ -231,6 +231,13 @@ pub fn read_picture(path: &Path, image_size: usize, channels: usize) -> Result<V
     Ok(out)
 }
 
+/// The folder that caches are kept in, made if it is missing: `cache/` in the data directory, or in the user's own. `None` where there is
+/// no place that can be written to.
+pub fn cache_folder(data_dir: Option<&Path>) -> Option<PathBuf> {
+    let spec = DataSpec { data_dir: data_dir.map(Path::to_path_buf), ..DataSpec::new("", 1) };
+    source::cache_dirs(&spec).into_iter().find(|dir| std::fs::create_dir_all(dir).is_ok())
+}
+
 /// Loads the pictures of `spec`.
 ///
 /// # Errors

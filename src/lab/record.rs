@@ -8,6 +8,8 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use rayon::prelude::*;
+
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::metrics::Evaluation;
@@ -100,6 +102,30 @@ impl RunRecord {
         Ok(RunRecord { root, name, settings: flat(&table), status, begun, train, valid, summary, evaluation })
     }
 
+    /// Optimiser steps done, as far as the records and the summary tell.
+    pub fn steps(&self) -> u64 {
+        let logged = self.train.iter().chain(&self.valid).map(|record| record.step).max().unwrap_or(0);
+        let summed = self.summary.as_ref().and_then(|s| s.get("steps")?.as_u64()).unwrap_or(0);
+        logged.max(summed)
+    }
+
+    /// Steps of the whole run; None where only the pictures could tell, as no epoch has ended yet.
+    pub fn total_steps(&self) -> Option<u64> {
+        let number = |key: &str| self.settings.get(key).and_then(|text| text.parse::<u64>().ok());
+        if let Some(steps) = number("steps").filter(|steps| *steps > 0) {
+            return Some(steps);
+        }
+        if self.status == Status::Finished {
+            return self.summary.as_ref().and_then(|s| s.get("steps")?.as_u64());
+        }
+        // The validation at the end of an epoch, not one within, has its steps.
+        let within = |step: u64| number("eval_every").is_some_and(|every| every > 0 && step.is_multiple_of(every));
+        let end = self
+            .valid
+            .filter(|valid| !within(valid.step) && valid.epoch > 0 && valid.step.is_multiple_of(valid.epoch))?;
+        number("epochs").map(|epochs| epochs * (end.step / end.epoch))
+    }
+
     /// The whole configuration.
     ///
     /// # Errors
@@ -172,7 +198,7 @@ pub fn find(path: &Path) -> Result<Vec<(PathBuf, Result<RunRecord>)>> {
             walk.skip_current_dir();
         }
     }
-    Ok(roots.into_iter().map(|root| (root.clone(), RunRecord::read(&root))).collect())
+    Ok(roots.into_par_iter().map(|root| (root.clone(), RunRecord::read(&root))).collect())
 }
 
 /// A table of keys, that of `[unet]` laid flat.

@@ -2,11 +2,23 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`evaluate`] | a model measured: losses and distances, `evaluation.json` |
+//! | [`losses`] | losses of pictures held back, over all noise levels and by level |
 //! | [`inception`] | Inception-v3, forward: 2048 features of a picture |
+//! | [`features`] | pictures to features, and the cache of those of real pictures |
+//! | [`kid`], [`fid`], [`neighbours`] | distances of two sets of features: kernel and Frechet inception distance, precision and recall |
+//! | [`matrix`] | features of pictures, and their products |
 
 use serde::{Deserialize, Serialize};
 
+pub mod evaluate;
+pub mod features;
+pub mod fid;
 pub mod inception;
+pub mod kid;
+pub mod losses;
+pub mod matrix;
+pub mod neighbours;
 
 /// Losses of the pictures whose noise level lies in one bin of diffusion times.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

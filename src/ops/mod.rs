@@ -13,7 +13,9 @@
 pub mod adam;
 pub mod attention;
 pub mod batch_norm;
+pub mod bilinear;
 pub mod conv;
+pub mod conv2d;
 pub mod ddim;
 pub mod embed;
 pub mod grad_norm;
@@ -29,18 +31,21 @@ pub mod sampler_step;
 pub mod schedule;
 pub(crate) mod stats;
 pub mod upsample;
+pub mod window_pool;
 
 use crate::device::Replay;
 use crate::device::gpu::{Dtype, GpuSlice};
 use crate::error::{Error, Result};
 
-/// A device that can do everything that the model families need.
+/// A device that can do everything that the model families and the networks of [`crate::metrics`] need.
 pub trait Backend:
     Replay
     + adam::Adam
     + attention::Attention
     + batch_norm::BatchNorm
+    + bilinear::Bilinear
     + conv::Conv
+    + conv2d::Conv2d
     + ddim::DdimStep
     + embed::Embed
     + grad_norm::GradNorm
@@ -55,6 +60,7 @@ pub trait Backend:
     + sampler_step::SamplerStep
     + schedule::Schedule
     + upsample::Upsample2
+    + window_pool::WindowPool
 {
 }
 
@@ -62,9 +68,10 @@ impl<B> Backend for B where
     B: Replay
         + adam::Adam
         + attention::Attention
-        + attention::Attention
         + batch_norm::BatchNorm
+        + bilinear::Bilinear
         + conv::Conv
+        + conv2d::Conv2d
         + ddim::DdimStep
         + embed::Embed
         + grad_norm::GradNorm
@@ -79,6 +86,7 @@ impl<B> Backend for B where
         + sampler_step::SamplerStep
         + schedule::Schedule
         + upsample::Upsample2
+        + window_pool::WindowPool
 {
 }
 

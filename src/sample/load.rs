@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{Model, WeightKind};
 use crate::config::{Config, Layers};
 use crate::diffusion::Diffusion;
+use crate::diffusion::normalizer::Normalizer;
 use crate::error::{Error, Result};
 use crate::interop;
 use crate::model::Net;
@@ -23,6 +24,21 @@ pub(crate) struct Loaded {
     pub(crate) config: Config,
     pub(crate) tensors: Vec<NamedTensor>,
     pub(crate) averaged: bool,
+    /// Steps of training; 0 where the model does not tell.
+    pub(crate) step: u64,
+    /// Of the pictures that it was trained on; empty where the model does not tell.
+    pub(crate) fingerprint: String,
+}
+
+impl Loaded {
+    /// Mean and deviation of every channel, as the network saw its pictures.
+    ///
+    /// # Errors
+    /// They are missing.
+    pub(crate) fn mean_std(&self) -> Result<[Vec<f32>; 2]> {
+        let of = |name| normalizer(&self.tensors, name, self.config.channels, &self.path);
+        Ok([of(NORMALIZER_MEAN)?, of(NORMALIZER_STD)?])
+    }
 }
 
 /// Reads a run, a checkpoint, a model file or a folder of the diffusers library, and picks the weights.
@@ -36,14 +52,15 @@ pub(crate) fn load(source: &Path, kind: WeightKind, progress: &Progress) -> Resu
         let model = interop::load_folder(source, &Layers::default())?;
         model.notes.iter().for_each(|note| progress.line(note));
         let path = source.to_path_buf();
-        return Ok(Loaded { path, config: model.config, tensors: model.tensors, averaged: false });
+        let (config, tensors, fingerprint) = (model.config, model.tensors, String::new());
+        return Ok(Loaded { path, config, tensors, averaged: false, step: 0, fingerprint });
     }
     let bare = source.is_file();
     let bad = |what: String| Error::input(source, what);
-    let (path, config, mut model, optimizer) = if bare {
+    let (path, config, mut model, optimizer, (step, state)) = if bare {
         let file = checkpoint::load_model_file(source)?;
         let config = file.config_toml.ok_or_else(|| bad("carries no configuration of this program".into()))?;
-        (file.path, config, file.tensors, Vec::new())
+        (file.path, config, file.tensors, Vec::new(), file.step_and_state.unwrap_or_default())
     } else {
         let is_one = source.file_name().is_some_and(|n| n.to_string_lossy().starts_with("step-"));
         let path = if is_one {
@@ -56,7 +73,7 @@ pub(crate) fn load(source: &Path, kind: WeightKind, progress: &Progress) -> Resu
             latest.path
         };
         let c = checkpoint::load(&path)?;
-        (path, c.config_toml, c.model, c.optimizer)
+        (path, c.config_toml, c.model, c.optimizer, (c.step, c.state))
     };
     let config = Config::from_toml(&config)?;
     config.validate()?;
@@ -75,7 +92,8 @@ pub(crate) fn load(source: &Path, kind: WeightKind, progress: &Progress) -> Resu
             }
         }
     }
-    Ok(Loaded { path, config, tensors: model, averaged })
+    let fingerprint = state["fingerprint"].as_str().unwrap_or_default().to_string();
+    Ok(Loaded { path, config, tensors: model, averaged, step, fingerprint })
 }
 
 fn normalizer(tensors: &[NamedTensor], name: &str, channels: usize, path: &Path) -> Result<Vec<f32>> {
@@ -86,11 +104,15 @@ fn normalizer(tensors: &[NamedTensor], name: &str, channels: usize, path: &Path)
 }
 
 /// A model on a device.
-pub(super) struct Ready<B: Backend> {
+pub(crate) struct Ready<B: Backend> {
     pub config: Config,
     pub net: Net,
     pub weights: Weights<B>,
     pub diffusion: Diffusion,
+    /// As [`Loaded`] has them.
+    pub averaged: bool,
+    pub step: u64,
+    pub fingerprint: String,
     mean: Vec<f32>,
     std: Vec<f32>,
 }
@@ -98,17 +120,21 @@ pub(super) struct Ready<B: Backend> {
 impl<B: Backend> Ready<B> {
     /// Reads a model, brings it to the device, and says which it is.
     pub fn new(backend: &B, source: &Path, kind: WeightKind, progress: &Progress) -> Result<Self> {
-        let Loaded { path, config, tensors, averaged } = load(source, kind, progress)?;
+        let loaded = load(source, kind, progress)?;
+        let [mean, std] = loaded.mean_std()?;
+        let Loaded { path, config, tensors, averaged, step, fingerprint } = loaded;
         let net = Net::new(&config)?;
         let mut weights = Weights::init(backend, net.layout(), 0)?;
         import_model(backend, &mut weights, &tensors)?;
-        let c = config.channels;
-        let mean = normalizer(&tensors, NORMALIZER_MEAN, c, &path)?;
-        let std = normalizer(&tensors, NORMALIZER_STD, c, &path)?;
         let kind = if averaged { "moving average" } else { "weights as trained" };
         progress.line(&format!("model   {} ({kind})", path.display()));
         let diffusion = Diffusion::new(&config)?;
-        Ok(Ready { config, net, weights, diffusion, mean, std })
+        Ok(Ready { config, net, weights, diffusion, averaged, step, fingerprint, mean, std })
+    }
+
+    /// The normaliser.
+    pub fn normalizer(&self) -> Normalizer {
+        Normalizer::frozen(&self.mean, &self.std)
     }
 
     /// What draws, and the weights.

@@ -5,12 +5,14 @@
 
 mod encode;
 mod load;
+mod many;
 mod start;
 
 use std::path::PathBuf;
 
 pub use encode::{EncodeOptions, encode};
-pub(crate) use load::load;
+pub(crate) use load::{Ready, load};
+pub(crate) use many::{Many, draw_many};
 pub use start::Interpolate;
 
 use crate::config::Config;
@@ -25,7 +27,6 @@ use crate::tensor::{Shape, Tensor};
 use crate::train::picture::{self, Picture};
 use crate::train::progress::Progress;
 use encode::{BothWays, noise_of};
-use load::Ready;
 use start::{KnownPicture, Noise, Start};
 
 /// Most pictures in the frames of an animation.

@@ -54,7 +54,7 @@ pub fn load_pictures(config: &Config, data_dir: Option<&Path>, progress: &Progre
 }
 
 /// Normalised pictures on the device.
-pub(super) fn normalized<B: Backend>(
+pub(crate) fn normalized<B: Backend>(
     backend: &B,
     n: &Normalizer,
     dataset: &Dataset,
@@ -71,7 +71,7 @@ pub(super) fn normalized<B: Backend>(
 }
 
 /// Noise and times of a batch at a step (`[1]`, see [`crate::ops::noise::step_word`]).
-pub(super) fn draw<B: Backend>(
+pub(crate) fn draw<B: Backend>(
     backend: &B,
     shape: Shape,
     step: B::Slice<'_>,

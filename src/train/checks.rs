@@ -42,7 +42,7 @@ pub(super) fn total_steps(config: &Config, pictures: usize) -> u64 {
 }
 
 /// Refuses what can be sampled from but not trained.
-pub(super) fn check_trainable(config: &Config) -> Result<()> {
+pub(crate) fn check_trainable(config: &Config) -> Result<()> {
     let fourier = config.unet.as_ref().is_some_and(|unet| unet.time_embedding_type == TimeEmbedding::Fourier);
     if fourier {
         return Err(Error::Usage(format!(
@@ -55,7 +55,7 @@ pub(super) fn check_trainable(config: &Config) -> Result<()> {
 }
 
 /// Refuses a network that does not know the classes of the labels, and one that knows classes where there are none.
-pub(super) fn check_classes(config: &Config, labels: Option<&Labels>) -> Result<()> {
+pub(crate) fn check_classes(config: &Config, labels: Option<&Labels>) -> Result<()> {
     let known = config.class_embeds();
     let Some(labels) = labels else {
         return match known {

@@ -11,17 +11,30 @@ use crate::config::{Config, LrSchedule};
 /// The learning rate as a function of the steps done.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LrPlan {
-    kind: LrSchedule,
+    kind: Kind,
     lr: f64,
     least: f64,
     warmup: u64,
     total: u64,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Scheduled(LrSchedule),
+    /// By equal factors, from `least` up to `lr`: the learning-rate finder.
+    Exponential,
+}
+
 impl LrPlan {
+    /// From `from` at the first of `steps` steps to `to` at the last, by equal factors.
+    pub fn exponential(from: f64, to: f64, steps: u64) -> Self {
+        LrPlan { kind: Kind::Exponential, lr: to, least: from, warmup: 0, total: steps.saturating_sub(1) }
+    }
+
     /// Of a run of `total` steps, which a constant rate does not look at.
     pub fn new(config: &Config, total: u64) -> Self {
-        LrPlan { kind: config.lr_schedule, lr: config.lr, least: config.lr_min, warmup: config.lr_warmup as u64, total }
+        let kind = Kind::Scheduled(config.lr_schedule);
+        LrPlan { kind, lr: config.lr, least: config.lr_min, warmup: config.lr_warmup as u64, total }
     }
 
     /// The rate of the step after `done` steps.
@@ -32,11 +45,12 @@ impl LrPlan {
         let length = self.total.saturating_sub(self.warmup).max(1) as f64;
         let u = ((done - self.warmup) as f64 / length).min(1.0);
         match self.kind {
-            LrSchedule::Constant => self.lr,
-            LrSchedule::Cosine => {
+            Kind::Exponential => self.least * (self.lr / self.least).powf(u),
+            Kind::Scheduled(LrSchedule::Constant) => self.lr,
+            Kind::Scheduled(LrSchedule::Cosine) => {
                 self.least + (self.lr - self.least) * (0.5 * (1.0 + (std::f64::consts::PI * u).cos()))
             }
-            LrSchedule::Linear => self.lr + (self.least - self.lr) * u,
+            Kind::Scheduled(LrSchedule::Linear) => self.lr + (self.least - self.lr) * u,
         }
     }
 }
@@ -75,6 +89,14 @@ mod tests {
         }
         // A quarter of the way: (1 + cos(pi / 4)) / 2.
         assert!((plan(LrSchedule::Cosine, 0, 4).at(1) - (0.1 + 0.4 * 0.853_553_390_593_273_8)).abs() < 1e-15);
+    }
+
+    #[test]
+    fn the_finder_goes_by_equal_factors() {
+        let plan = LrPlan::exponential(1e-6, 1e-2, 5);
+        for (t, want) in [(0, 1e-6), (1, 1e-5), (2, 1e-4), (3, 1e-3), (4, 1e-2), (5, 1e-2)] {
+            assert!((plan.at(t) / want - 1.0).abs() < 1e-12, "{t}: {}", plan.at(t));
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`run_dir`] | the folder of a run: its paths, its lock, files written whole or not at all |
+//! | [`feed`] | the pictures and classes of every step |
 //! | [`lr`] | the learning rate of every step |
 //! | [`checkpoint`] | save, verify, find and prune checkpoints; [`tensor_file`] reads and writes their safetensors |
 //! | [`metrics_log`], [`tensorboard`] | numbers and pictures of a run, for programs and for people |
@@ -11,7 +12,8 @@
 
 pub mod batches;
 pub mod checkpoint;
-mod checks;
+pub(crate) mod checks;
+pub mod feed;
 pub mod first;
 pub mod interrupt;
 pub mod lr;

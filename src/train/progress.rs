@@ -261,7 +261,7 @@ fn number(value: f64) -> String {
 }
 
 /// "45 s", "2 min 05 s", "1 h 02 min".
-fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     if seconds < 9.95 {
         return format!("{seconds:.1} s");
     }

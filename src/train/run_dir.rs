@@ -4,6 +4,7 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
 
@@ -54,6 +55,14 @@ impl RunDir {
             }
         }
         Err(Error::Failed(format!("{}: no free name for a run", base.display())))
+    }
+
+    /// Removes a directory that a run was to be made in, if nothing but the lock has come into it.
+    pub fn remove_unused(root: &Path) {
+        if !is_locked(root) && matches!(first_entry(root), Ok(None)) {
+            // What cannot be removed is an empty folder: no reason to hide why there is no run in it.
+            let _ = fs::remove_file(root.join(LOCK)).and_then(|()| fs::remove_dir(root));
+        }
     }
 
     /// Opens the directory of an earlier run to go on with it. `path` may also be its `checkpoints` folder or one checkpoint in it.
@@ -236,15 +245,21 @@ fn file_name_part(name: &str) -> String {
 
 /// The local time as `yyyymmdd-hhmmss`.
 fn local_timestamp() -> String {
-    let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let seconds = seconds as libc::time_t;
+    let now = SystemTime::now();
+    match local_time(now) {
+        Some([year, month, day, hour, minute, second]) => {
+            format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}")
+        }
+        None => format!("{}", now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())),
+    }
+}
+
+/// Year, month, day, hour, minute and second of the local time at a moment; None where the system cannot tell.
+pub(crate) fn local_time(at: SystemTime) -> Option<[i32; 6]> {
+    let seconds = at.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()) as libc::time_t;
     // SAFETY: `tm` is plain numbers and a pointer that is never followed here; all zeroes is a valid value.
     let mut t: libc::tm = unsafe { std::mem::zeroed() };
     // SAFETY: both pointers are to live, aligned values of the types that localtime_r asks for.
     let converted = unsafe { !libc::localtime_r(&seconds, &mut t).is_null() };
-    if !converted {
-        return format!("{seconds}");
-    }
-    let date = format!("{:04}{:02}{:02}", t.tm_year + 1900, t.tm_mon + 1, t.tm_mday);
-    format!("{date}-{:02}{:02}{:02}", t.tm_hour, t.tm_min, t.tm_sec)
+    converted.then_some([t.tm_year + 1900, t.tm_mon + 1, t.tm_mday, t.tm_hour, t.tm_min, t.tm_sec])
 }

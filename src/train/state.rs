@@ -237,6 +237,11 @@ impl<B: Backend> TrainState<B> {
         self.lr = LrPlan::new(config, total);
     }
 
+    /// Sets the learning rates of the steps to come.
+    pub fn set_lr_plan(&mut self, plan: LrPlan) {
+        self.lr = plan;
+    }
+
     /// The learning rate of the last step; before the first, that of the first.
     pub fn lr(&self) -> f64 {
         self.lr.at(self.step.saturating_sub(1))

@@ -10,18 +10,18 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::data::{self, Dataset, FlipKey, Labels, Split};
+use crate::data::{self, Dataset, Labels};
 use crate::device::ReadBack;
 use crate::diffusion::normalizer::Normalizer;
 use crate::error::{Error, Result};
 use crate::ops::Backend;
 use crate::ops::loss::LossValues;
 use crate::ops::noise::{NoiseKey, step_word};
-use crate::rng::{Purpose, Stream};
-use crate::tensor::Shape;
+use crate::rng::Purpose;
 use crate::train::batches::{draw, load_pictures, normalized};
 use crate::train::checkpoint::{self, Checkpoint, NamedTensor};
-use crate::train::checks::{check_classes, check_same, check_trainable, find_checkpoint, steps_per_epoch, total_steps};
+use crate::train::checks::{check_classes, check_same, check_trainable, find_checkpoint, total_steps};
+use crate::train::feed::Feed;
 use crate::train::interrupt::Interrupt;
 use crate::train::metrics_log::{MetricsLog, Record, Split as LogSplit};
 use crate::train::picture;
@@ -125,8 +125,9 @@ struct Trainer<'a, B: Backend> {
     options: &'a TrainOptions,
     config: &'a Config,
     dataset: &'a Dataset,
-    labels: Option<Labels>,
-    split: Split,
+    feed: Feed<'a>,
+    /// Pictures held back.
+    valid_pictures: Vec<u32>,
     state: TrainState<B>,
     stepper: Stepper<B>,
     /// Steps whose losses are on their way: number, images, losses.
@@ -149,7 +150,6 @@ struct Trainer<'a, B: Backend> {
     valid: Option<[f64; 3]>,
     samples: Option<PathBuf>,
     saved: (Option<PathBuf>, Instant),
-    order: (Option<u64>, Vec<u32>),
     pixels: Vec<u8>,
 }
 
@@ -207,8 +207,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
             options,
             config,
             dataset,
-            labels,
-            split,
+            feed: Feed::new(config, dataset, labels, split.train),
+            valid_pictures: split.valid,
             stepper: Stepper::new(backend, config.channels, config.seed)?,
             pending: VecDeque::new(),
             state,
@@ -227,17 +227,16 @@ impl<'a, B: Backend> Trainer<'a, B> {
             valid: None,
             samples: None,
             saved: (resumed_from, now),
-            order: (None, Vec::new()),
             pixels: Vec::new(),
         })
     }
 
     fn steps_per_epoch(&self) -> u64 {
-        steps_per_epoch(self.config, self.split.train.len())
+        self.feed.steps_per_epoch()
     }
 
     fn total_steps(&self) -> u64 {
-        total_steps(self.config, self.split.train.len())
+        total_steps(self.config, self.feed.pictures())
     }
 
     fn seconds(&self) -> f64 {
@@ -247,7 +246,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// What is about to happen, in a few aligned lines.
     fn announce(&self) {
         let c = self.config;
-        let (train, valid) = (self.split.train.len(), self.split.valid.len());
+        let (train, valid) = (self.feed.pictures(), self.valid_pictures.len());
         let objective = format!("{} {}, {} schedule", c.get("predict"), c.get("loss"), c.get("schedule"));
         let objective = objective.replace('"', "");
         self.progress.line(&format!("data    {} ({train} to train, {valid} held back)", self.dataset.description()));
@@ -256,7 +255,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             None => ("seed", &c.widths, c.block_depth),
             Some(unet) => ("unet2d", &unet.block_out_channels, unet.layers_per_block),
         };
-        let classes = self.labels.as_ref().map_or(String::new(), |l| format!(", {} classes", l.classes().len()));
+        let classes = self.feed.labels().map_or(String::new(), |l| format!(", {} classes", l.classes().len()));
         self.progress.line(&format!(
             "model   {family} family, {parameters} parameters, widths {widths:?}, depth {depth}{classes}; {objective}"
         ));
@@ -272,6 +271,10 @@ impl<'a, B: Backend> Trainer<'a, B> {
     fn run(mut self, interrupt: &Interrupt) -> Result<TrainSummary> {
         self.announce();
         let (total, per_epoch) = (self.total_steps(), self.steps_per_epoch());
+        // A run that was killed between its last checkpoint and its summary lacks nothing else.
+        if self.state.step == total && !self.run_dir.summary_path().exists() {
+            return self.finish();
+        }
         if self.state.step >= total {
             return Err(Error::Usage(format!(
                 "the run has {} steps already, {total} are asked for; give more with --epochs or --steps",
@@ -285,7 +288,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             let task = self.progress.task(&format!("epoch {}", epoch + 1), images, "images");
             while self.state.step < end {
                 let began = Instant::now();
-                let images = self.step(epoch)?;
+                let images = self.step()?;
                 let due = self.state.step.is_multiple_of(LOG_EVERY) || self.state.step == end;
                 self.settle(if due { 0 } else { RUN_AHEAD })?;
                 self.stepping += began.elapsed();
@@ -320,42 +323,14 @@ impl<'a, B: Backend> Trainer<'a, B> {
     }
 
     /// Asks for one training step; the number of its images. Its losses come with [`Trainer::settle`].
-    fn step(&mut self, epoch: u64) -> Result<usize> {
-        if self.order.0 != Some(epoch) {
-            let order = data::epoch_order(&self.split.train, self.config.repeat, self.config.seed, epoch);
-            self.order = (Some(epoch), order);
-        }
-        let position = (self.state.step % self.steps_per_epoch()) as usize * self.config.batch_size;
-        let end = (position + self.config.batch_size).min(self.order.1.len());
-        let flip =
-            self.config.flip.then_some(FlipKey { seed: self.config.seed, epoch, first_position: position as u64 });
-        let indices = &self.order.1[position..end];
-        self.pixels.resize(indices.len() * self.dataset.image_bytes(), 0);
-        data::fill_batch(self.dataset, indices, flip, &mut self.pixels);
-        self.normalizer.gather(&self.pixels);
-        let images = end - position;
-        let size = self.dataset.image_size();
-        let shape = Shape::new(images, size, size, self.dataset.channels());
-        let labels = self.labels_of(indices, Some(self.state.step));
+    fn step(&mut self) -> Result<usize> {
+        let fed = self.feed.step(self.state.step);
+        self.normalizer.gather(fed.pixels);
         let (state, normalizer) = (&mut self.state, &self.normalizer);
-        let losses = self.stepper.step_of_classes(self.backend, state, normalizer, shape, &self.pixels, &labels)?;
-        self.pending.push_back((self.state.step, images, losses));
-        Ok(images)
-    }
-
-    /// Classes of pictures, by their indices; empty where there are no labels. Training at a step leaves some out.
-    fn labels_of(&self, indices: &[u32], step: Option<u64>) -> Vec<f32> {
-        let Some(labels) = &self.labels else { return Vec::new() };
-        let none = labels.classes().len() as f32;
-        let left_out = |image: usize, step: u64| {
-            let stream = Stream::new(self.config.seed, Purpose::LabelDrop, step, image as u64);
-            f64::from(stream.uniform4(0)[0]) < self.config.label_dropout
-        };
-        let of = |(image, &index): (usize, &u32)| match step {
-            Some(step) if left_out(image, step) => none,
-            _ => labels.of()[index as usize] as f32,
-        };
-        indices.iter().enumerate().map(of).collect()
+        let losses =
+            self.stepper.step_of_classes(self.backend, state, normalizer, fed.shape, fed.pixels, &fed.labels)?;
+        self.pending.push_back((self.state.step, fed.shape.n, losses));
+        Ok(fed.shape.n)
     }
 
     /// Takes in the losses of steps that are done, in order, and waits where more than `ahead` are not.
@@ -435,9 +410,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
 
     /// Losses of the pictures held back, always with the same times and noise.
     fn validate(&mut self, epoch: u64) -> Result<()> {
-        let valid = std::mem::take(&mut self.split.valid);
+        let valid = std::mem::take(&mut self.valid_pictures);
         let result = self.validate_on(&valid, epoch);
-        self.split.valid = valid;
+        self.valid_pictures = valid;
         result
     }
 
@@ -457,7 +432,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             let key = |purpose| NoiseKey { seed: self.config.seed, purpose, first_image };
             let (noise, times) = (key(Purpose::ValidNoise), key(Purpose::ValidTimes));
             let (noise, times) = draw(self.backend, images.shape, B::all(&step), noise, times)?;
-            let labels = self.labels_of(indices, None);
+            let labels = self.feed.labels_of(indices, None);
             let labels = if labels.is_empty() {
                 None
             } else {
@@ -525,7 +500,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             seconds: self.seconds(),
             normalizer: self.normalizer.clone(),
             window: self.window,
-            labels: self.labels.as_ref().map(Labels::fingerprint),
+            labels: self.feed.labels().map(Labels::fingerprint),
         };
         let state =
             serde_json::to_value(&state).map_err(|e| Error::Failed(format!("cannot write the run's state: {e}")))?;

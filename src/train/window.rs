@@ -22,7 +22,7 @@ impl Window {
         self.grad_norm += slots.get(3).map_or(0.0, |norm| f64::from(*norm) * images as f64);
     }
     /// Losses of a batch.
-    pub(super) fn add(&mut self, v: &LossValues, images: usize) {
+    pub(crate) fn add(&mut self, v: &LossValues, images: usize) {
         let n = images as f64;
         self.images += n;
         self.loss += v.loss * n;
@@ -30,7 +30,7 @@ impl Window {
         self.image_loss += v.image_loss * n;
     }
     /// Their means.
-    pub(super) fn mean(&self) -> LossValues {
+    pub(crate) fn mean(&self) -> LossValues {
         let of = |sum: f64| sum / self.images;
         LossValues { loss: of(self.loss), noise_loss: of(self.noise_loss), image_loss: of(self.image_loss) }
     }

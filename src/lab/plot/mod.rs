@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `chart.rs` | lines over two axes |
 //! | `ticks.rs` | round numbers along an axis |
+//! | `sheet.rs` | labelled pictures in rows and columns |
 //! | `drawing.rs` | a figure as a list of marks; SVG |
 //! | `raster.rs` | its pixels; PNG |
 //! | `font.rs` | the letters of figures, within the program |
@@ -12,8 +13,10 @@ mod chart;
 mod drawing;
 mod font;
 mod raster;
+mod sheet;
 mod ticks;
 
 pub use chart::{Axis, Chart, Look, Series};
 pub use drawing::{Anchor, Colour, Drawing, Format, Mark, Point, Text};
+pub use sheet::{Row, Sheet};
 pub use ticks::short;
