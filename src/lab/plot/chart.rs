@@ -57,7 +57,8 @@ impl Axis {
     }
 
     fn shows(&self, v: f64) -> bool {
-        v.is_finite() && (!self.log || v > 0.0)
+        // Nearer to the end of float64 the width of an axis would not be a number.
+        v.abs() < 1e300 && (!self.log || v > 1e-300)
     }
 
     fn place(&self, v: f64) -> f64 {
@@ -211,7 +212,11 @@ impl Chart {
             match wanted {
                 Some((low, high)) if low < high && low.is_finite() && high.is_finite() => (low, high),
                 _ if found.0 == found.1 => {
-                    let around = if axis.log { 0.5 } else { (found.0.abs() * 0.1).max(1e-9) };
+                    let around = match found.0 {
+                        _ if axis.log => 0.5,
+                        0.0 => 1.0,
+                        v => (v.abs() * 0.1).max(1e-300),
+                    };
                     (found.0 - around, found.1 + around)
                 }
                 _ => {
@@ -243,7 +248,7 @@ impl Chart {
         let x_title = if self.x.label.is_empty() { 0.0 } else { LABEL + 6.0 };
         let bottom = out.height - EDGE - x_title - TICK - 6.0;
         let y = Scale { axis: &self.y, low: y_low, high: y_high, from: bottom, to: top };
-        let y_ticks = y.ticks(((bottom - top) / 46.0) as usize);
+        let y_ticks = y.ticks(((bottom - top) / 36.0) as usize);
         let widest = y_ticks.iter().map(|t| font::width(&t.label, TICK, false)).fold(0.0, f64::max);
         let (left, right) = (EDGE + y_title + widest + 7.0, self.size.0 - EDGE - 8.0);
         let x = Scale { axis: &self.x, low: x_low, high: x_high, from: left, to: right };

@@ -26,7 +26,10 @@ pub fn linear(low: f64, high: f64, wanted: usize) -> Vec<Tick> {
 
 /// Ticks of a logarithmic axis: powers of ten, between them 2 and 5 where there are few; the lines of the other digits have no labels.
 pub fn logarithmic(low: f64, high: f64, wanted: usize) -> Vec<Tick> {
-    let decades = (high / low).log10();
+    if !(low > 0.0 && high < f64::INFINITY) {
+        return Vec::new();
+    }
+    let decades = high.log10() - low.log10();
     if decades < 0.7 {
         return linear(low, high, wanted);
     }
