@@ -194,11 +194,10 @@ fn sets_that_cannot_be_compared_are_refused() {
     );
 }
 
-/// `cargo test --release --test metrics_parity -- --ignored --nocapture`; N: pictures in each set.
+/// A measurement, made where it is asked for: `N=2000 cargo test --release --test metrics_parity -- --nocapture time_of_many`.
 #[test]
-#[ignore = "a measurement, not a test"]
 fn time_of_many_pictures() {
-    let n: usize = std::env::var("N").ok().and_then(|n| n.parse().ok()).unwrap_or(2000);
+    let Some(n) = std::env::var("N").ok().and_then(|n| n.parse::<usize>().ok()) else { return };
     let (x, y) = (features(1, n, 2048), features(2, n, 2048));
     let began = std::time::Instant::now();
     println!("FID {} in {:.1?}", fid::distance(&x, &y).unwrap(), began.elapsed());

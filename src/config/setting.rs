@@ -3,7 +3,7 @@
 use toml::Value;
 
 use super::resolve::{check_unet, read_unet};
-use super::{Key, keys, text};
+use super::{KEYS, Key, keys, text, unet};
 
 /// What begins the name of an option of the family unet2d.
 const UNET: &str = "unet.";
@@ -40,6 +40,14 @@ pub fn is_list(name: &str) -> bool {
         Some(option) => lists.contains(&option),
         None => Key::find(name).is_some_and(|key| matches!(key.kind, keys::Kind::List { .. })),
     }
+}
+
+/// Where a key stands among all: the order of the table of keys, then that of the options of the family unet2d.
+pub fn position(name: &str) -> usize {
+    let option =
+        |option| KEYS.len() + unet::OPTIONS.iter().position(|other| *other == option).unwrap_or(unet::OPTIONS.len());
+    let key = || KEYS.iter().position(|key| key.name == name).unwrap_or(KEYS.len() + unet::OPTIONS.len());
+    name.strip_prefix(UNET).map_or_else(key, option)
 }
 
 /// A value as a TOML file has it; floats in the shortest form that reads back to the same number.

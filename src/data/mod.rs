@@ -12,6 +12,7 @@
 //! | `gather.rs` | all pictures in parallel; which are skipped, when that is too many |
 //! | `cache.rs` | the checksummed file of decoded pixels |
 //! | `labels.rs` | classes of pictures, from a CSV file |
+//! | [`fetch`] | known sets from the web to the data directory |
 //! | `procedural/` | flowers made by the program |
 //! | `batch.rs` | split, order of an epoch, batches with flips |
 //!
@@ -33,6 +34,7 @@ mod archive;
 mod batch;
 mod cache;
 mod decode;
+pub mod fetch;
 mod folder;
 mod gather;
 mod jpeg;
@@ -43,7 +45,7 @@ mod source;
 pub use batch::{FlipKey, Split, epoch_order, fill_batch, split};
 pub use labels::Labels;
 pub use procedural::{render as render_procedural, render_one as render_procedural_one};
-pub use source::default_data_dir;
+pub use source::{data_dir, default_data_dir};
 
 /// Largest `image_size`.
 pub const MAX_IMAGE_SIZE: usize = 4096;
@@ -110,6 +112,11 @@ pub struct Skipped {
 pub trait Progress: Sync {
     /// A piece of work begins; `total` is its number of units, if known.
     fn start(&self, what: &str, total: Option<u64>);
+    /// As `start`, of units that are not pictures but, say, "MB".
+    fn start_units(&self, what: &str, total: Option<u64>, unit: &str) {
+        let _ = unit;
+        self.start(what, total);
+    }
     /// `n` more units are done.
     fn advance(&self, n: u64);
     /// Something that the user should read, one line.

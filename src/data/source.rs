@@ -106,10 +106,10 @@ pub fn default_data_dir() -> Option<PathBuf> {
     Some(cache.join("ddim-engine"))
 }
 
-/// The data directory, and in words where it comes from.
-fn data_dir(spec: &DataSpec) -> (Option<PathBuf>, &'static str) {
-    if let Some(dir) = &spec.data_dir {
-        return (Some(dir.clone()), "--data-dir");
+/// The data directory, where the one of the options is `named`, and in words where it comes from.
+pub fn data_dir(named: Option<&Path>) -> (Option<PathBuf>, &'static str) {
+    if let Some(dir) = named {
+        return (Some(dir.to_path_buf()), "--data-dir");
     }
     if let Some(dir) = env::var_os("DDIM_DATA_DIR").filter(|d| !d.is_empty()) {
         return (Some(PathBuf::from(dir)), "DDIM_DATA_DIR");
@@ -120,7 +120,7 @@ fn data_dir(spec: &DataSpec) -> (Option<PathBuf>, &'static str) {
 /// Folders for the cache, the preferred one first.
 pub(super) fn cache_dirs(spec: &DataSpec) -> Vec<PathBuf> {
     let mut dirs = Vec::new();
-    let (dir, from) = data_dir(spec);
+    let (dir, from) = data_dir(spec.data_dir.as_deref());
     // A data directory that was named but is not there is not made: it may be a slip of the pen.
     if let Some(dir) = dir.filter(|d| from == "the user's cache folder" || d.is_dir()) {
         dirs.push(dir.join("cache"));
@@ -153,7 +153,7 @@ pub(super) fn resolve(spec: &DataSpec, progress: &dyn Progress) -> Result<Source
 const EXPECTED: &str = "procedural, flowers, pets, debug, a folder of pictures or a .tar of them";
 
 /// Places of a known set within the data directory, in the order of looking.
-fn places(name: &str, image_size: usize) -> Vec<&'static str> {
+pub(super) fn places(name: &str, image_size: usize) -> Vec<&'static str> {
     // The 64-pixel copies decode in a second, but only the originals serve larger pictures.
     let (small, full): (&[&str], &[&str]) = match name {
         "flowers" => (
@@ -167,15 +167,12 @@ fn places(name: &str, image_size: usize) -> Vec<&'static str> {
 
 fn find_known(spec: &DataSpec) -> Result<PathBuf> {
     let name = spec.source.as_str();
-    let (original, archive) = match name {
-        "flowers" => ("Oxford 102 Category Flowers (www.robots.ox.ac.uk/~vgg/data/flowers/102)", "102flowers.tgz"),
-        _ => ("the Oxford-IIIT Pets (www.robots.ox.ac.uk/~vgg/data/pets)", "images.tar.gz"),
-    };
+    let archive = if name == "flowers" { "102flowers.tgz" } else { "images.tar.gz" };
     let remedy = format!(
-        "Get {original}, unpack {archive} and put the folder or a .tar of it there as `{name}` or `{name}.tar`; or name a folder with \
-         --data FOLDER; or use --data procedural, which needs nothing"
+        "`ddim-engine data fetch {name}` brings them; or put a folder or a .tar of them there as `{name}` or `{name}.tar`; or name a folder \
+         with --data FOLDER; or use --data procedural, which needs nothing"
     );
-    let (Some(dir), from) = data_dir(spec) else {
+    let (Some(dir), from) = data_dir(spec.data_dir.as_deref()) else {
         return Err(Error::input(
             name,
             format!(
@@ -193,7 +190,9 @@ fn find_known(spec: &DataSpec) -> Result<PathBuf> {
         "the `{name}` pictures are not in this data directory (from {from}){state}; looked for {looked}. {remedy}"
     );
     if dir.join(archive).is_file() {
-        what = format!("{archive} is here, but packed: unpack it (tar xzf {archive}). {what}");
+        what = format!(
+            "{archive} is here, but packed: unpack it (tar xzf {archive}), or see --mirror of `data fetch`. {what}"
+        );
     }
     Err(Error::input(&dir, what))
 }

@@ -210,6 +210,14 @@ impl Drop for Running {
     }
 }
 
+/// The last data, with the state of the files that they were made of.
+#[derive(Clone)]
+struct Kept {
+    state: u64,
+    page: Arc<Page>,
+    json: Arc<String>,
+}
+
 /// What the threads share.
 struct Desk {
     server: Server,
@@ -219,8 +227,7 @@ struct Desk {
     host: Option<String>,
     any_address: bool,
     closing: AtomicBool,
-    /// The last block of data, with the state of the files that it was made of.
-    kept: Mutex<Option<(u64, Arc<Page>, Arc<String>)>>,
+    kept: Mutex<Option<Kept>>,
     /// When data was last asked for.
     asked: Mutex<Option<Instant>>,
 }
@@ -324,14 +331,13 @@ impl Desk {
     }
 
     fn page(&self) -> Result<Answer> {
-        let (_, page, _) = self.current()?;
-        let body = page.html()?.into_bytes();
+        let body = self.current()?.page.html()?.into_bytes();
         Ok(Answer { status: 200, kind: "text/html; charset=utf-8", headers: Vec::new(), body })
     }
 
     fn data(&self, known: Option<&str>) -> Result<Answer> {
         let began = Instant::now();
-        let (state, _, json) = self.current()?;
+        let Kept { state, json, .. } = self.current()?;
         let tag = format!("\"{state:016x}\"");
         *self.asked.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(began);
         let known = known.is_some_and(|known| known == tag);
@@ -353,14 +359,15 @@ impl Desk {
     }
 
     /// The data of the runs as they are now; made anew only where a file has changed.
-    fn current(&self) -> Result<(u64, Arc<Page>, Arc<String>)> {
+    fn current(&self) -> Result<Kept> {
         let state = state_of(&self.roots);
         let mut kept = self.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(kept) = kept.as_ref().filter(|kept| kept.0 == state) {
+        if let Some(kept) = kept.as_ref().filter(|kept| kept.state == state) {
             return Ok(kept.clone());
         }
         let page = Page::live(&self.roots, self.title.as_deref(), self.device.as_deref())?;
-        let fresh = (state, Arc::new(page.clone()), Arc::new(page.json()?));
+        let json = Arc::new(page.json()?);
+        let fresh = Kept { state, page: Arc::new(page), json };
         *kept = Some(fresh.clone());
         Ok(fresh)
     }

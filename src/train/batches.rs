@@ -11,16 +11,26 @@ use crate::ops::noise::NoiseKey;
 use crate::tensor::{Shape, Tensor};
 use crate::train::progress::{Progress, Task};
 
-/// Lets the data module speak through the run's progress.
-struct DataProgress<'p> {
+/// Lets the data module speak through a [`Progress`].
+pub struct DataProgress<'p> {
     progress: &'p Progress,
     task: std::sync::Mutex<Option<Task>>,
 }
 
+impl<'p> DataProgress<'p> {
+    /// Speaks through `progress`.
+    pub fn new(progress: &'p Progress) -> Self {
+        DataProgress { progress, task: std::sync::Mutex::new(None) }
+    }
+}
+
 impl data::Progress for DataProgress<'_> {
     fn start(&self, what: &str, total: Option<u64>) {
+        self.start_units(what, total, "pictures");
+    }
+    fn start_units(&self, what: &str, total: Option<u64>, unit: &str) {
         if let (Some(total), Ok(mut task)) = (total, self.task.lock()) {
-            *task = Some(self.progress.task(what, total, "pictures"));
+            *task = Some(self.progress.task(what, total, unit));
         }
     }
     fn advance(&self, n: u64) {
@@ -50,7 +60,7 @@ pub fn load_pictures(config: &Config, data_dir: Option<&Path>, progress: &Progre
         data_dir: data_dir.map(Path::to_path_buf),
         ..DataSpec::new(config.data.clone(), config.image_size)
     };
-    data::load(&spec, &DataProgress { progress, task: std::sync::Mutex::new(None) })
+    data::load(&spec, &DataProgress::new(progress))
 }
 
 /// Normalised pictures on the device.

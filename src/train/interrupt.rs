@@ -18,6 +18,11 @@ static INSTALLED: Mutex<Option<Interrupt>> = Mutex::new(None);
 impl Interrupt {
     /// Takes over Ctrl-C, SIGTERM and SIGHUP. Installing again gives the same flag, lowered.
     pub fn install() -> Result<Self> {
+        Self::install_saying("finishing this step, then saving (press Ctrl-C again to stop at once)")
+    }
+
+    /// As [`Interrupt::install`], with what is said at the first Ctrl-C; the first call of a process decides.
+    pub fn install_saying(words: &'static str) -> Result<Self> {
         // The value cannot be left half changed, so a panic elsewhere while holding it does no harm.
         let mut installed = INSTALLED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(interrupt) = installed.as_ref() {
@@ -26,7 +31,7 @@ impl Interrupt {
         }
         let interrupt = Self::manual();
         let flag = interrupt.requested.clone();
-        ctrlc::set_handler(move || on_signal(&flag))
+        ctrlc::set_handler(move || on_signal(&flag, words))
             .map_err(|e| Error::Failed(format!("cannot handle Ctrl-C (the run could not save on it): {e}")))?;
         *installed = Some(interrupt.clone());
         Ok(interrupt)
@@ -49,11 +54,11 @@ impl Interrupt {
 }
 
 /// Runs in the handler's own thread, not in the signal's context, so printing is allowed.
-fn on_signal(flag: &AtomicBool) {
+fn on_signal(flag: &AtomicBool, words: &str) {
     // Errors are passed over: the terminal may be what went away.
     if flag.swap(true, Ordering::SeqCst) {
         let _ = writeln!(std::io::stderr(), "\nstopped at once");
         std::process::exit(130);
     }
-    let _ = writeln!(std::io::stderr(), "\nfinishing this step, then saving (press Ctrl-C again to stop at once)");
+    let _ = writeln!(std::io::stderr(), "\n{words}");
 }

@@ -272,7 +272,7 @@ fn a_known_set_that_is_missing_says_where_it_was_looked_for() {
         "(from --data-dir)",
         "flowers.tar, flowers, flowers64.tar",
         "jpg",
-        "102flowers.tgz",
+        "`ddim-engine data fetch flowers` brings them",
         "--data procedural, which needs nothing",
     ] {
         assert!(said.contains(want), "{want}: {said}");

@@ -2,6 +2,7 @@
 //!
 //! | file | role |
 //! |---|---|
+//! | [`forward`], [`embedding`], [`curves`] | figures that need no model |
 //! | `chart.rs` | lines over two axes |
 //! | `ticks.rs` | round numbers along an axis |
 //! | `sheet.rs` | labelled pictures in rows and columns |
@@ -10,8 +11,11 @@
 //! | `font.rs` | the letters of figures, within the program |
 
 mod chart;
+pub mod curves;
 mod drawing;
+pub mod embedding;
 mod font;
+pub mod forward;
 mod raster;
 mod sheet;
 mod ticks;

@@ -232,7 +232,7 @@ mod tests {
         for (width, left_out, text) in [
             (49, 0, "sweep-loss-predict/loss=mae  0.1234  cpu (AVX512)"),
             (48, 1, "sweep-loss-predict/loss=mae  0.1234"),
-            (30, 1, "…oss-predict/loss=mae  0.1234"),
+            (30, 1, "…loss-predict/loss=mae  0.1234"),
             (10, 2, "…ct/loss=mae"),
         ] {
             let mut all = columns();

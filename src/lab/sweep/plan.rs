@@ -21,7 +21,7 @@ pub const FILE: &str = "sweep.toml";
 pub struct Plan {
     /// The preset that the runs start from.
     pub preset: String,
-    /// The grid.
+    /// The grid, its keys in the order of the table of keys.
     pub axes: Vec<Axis>,
     /// The runs: the last key of the grid varies fastest.
     pub runs: Vec<Planned>,
@@ -66,6 +66,8 @@ impl Plan {
                 None => axes.push(axis),
             }
         }
+        // However the grid is written, its runs have the same names.
+        axes.sort_by_key(|axis| setting::position(&axis.key));
         for (key, option) in fixed(layers) {
             if axes.iter().any(|axis| axis.key == key) {
                 return Err(Error::Usage(format!(
@@ -353,6 +355,14 @@ mod tests {
                 plan.arguments(run).unwrap();
             }
         }
+    }
+
+    #[test]
+    fn the_order_of_the_keys_changes_nothing() {
+        let names = |grid: &[&str]| plan("quick", &[], grid).runs.iter().map(|r| r.name.clone()).collect::<Vec<_>>();
+        let both = names(&["seed=0,1", "loss=mae,mse"]);
+        assert_eq!(both, names(&["loss=mae,mse", "seed=0,1"]));
+        assert_eq!(both, ["loss=mae,seed=0", "loss=mae,seed=1", "loss=mse,seed=0", "loss=mse,seed=1"]);
     }
 
     #[test]

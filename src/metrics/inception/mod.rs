@@ -53,7 +53,7 @@ impl Variant {
 pub const SIZE: usize = 299;
 /// Features of a picture.
 pub const FEATURES: usize = 2048;
-/// Pictures that go through the network together: they bound its memory, at some 9 MB each.
+/// Pictures that go through the network together: they bound its memory, at some 8 MB each.
 const BATCH: usize = 16;
 /// Multiplications and additions that the convolutions of a picture ask for.
 pub const FLOPS: f64 = 11.4e9;

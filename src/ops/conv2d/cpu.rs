@@ -7,7 +7,7 @@
 use super::{Conv2d, Conv2dDims, OP};
 use crate::device::Memory;
 use crate::device::cpu::scratch::with_scratch;
-use crate::device::cpu::simd::{Kernel, Simd, dispatch, store_part};
+use crate::device::cpu::simd::{Kernel, Simd, dispatch};
 use crate::device::cpu::{Cpu, CpuBuffer};
 use crate::error::Result;
 use crate::ops::expect_len;
@@ -16,6 +16,8 @@ use crate::ops::expect_len;
 const UNIT_PIXELS: usize = 128;
 /// Vectors of output channels in the register block.
 const VECTORS: usize = 2;
+/// Numbers of the largest register block: 8 pixels by 2 vectors of 16.
+const BLOCK: usize = 8 * VECTORS * 16;
 
 /// Vectors in the tile of output channels that begins at `k0`, of `kp` in all.
 #[inline(always)]
@@ -289,23 +291,28 @@ unsafe fn product<S: Simd, const PX: usize, const CV: usize>(
                 *at = at.wrapping_add(tile.row_stride); // behind the last row it may leave the tensor, and is not read
             }
         }
+        // All of the block, at places that are known when this is compiled: were sums picked by the number of pixels that are wanted, they
+        // would live in memory, and the loop above would write them in every turn (measured: half the speed).
         let least = S::splat(tile.least);
-        let pixels = if tile.pixels - p < PX { tile.pixels - p } else { PX };
+        let mut sums = [0.0f32; BLOCK];
         for (i, row) in acc.iter().enumerate() {
-            if i >= pixels {
-                break;
+            for (v, &sum) in row.iter().enumerate() {
+                let biased = S::add(sum, S::load(bias.as_ptr().add(v * S::LANES)));
+                // The bound comes first: of a sum that is not a number, the maximum is then the sum.
+                S::store(sums.as_mut_ptr().add((i * CV + v) * S::LANES), S::max(least, biased));
             }
+        }
+        let wide = CV * S::LANES;
+        let pixels = if tile.pixels - p < PX { tile.pixels - p } else { PX };
+        for (i, sums) in sums.chunks_exact(wide).enumerate().take(pixels) {
             let from = (p + i) * tile.y_channels + tile.y_first;
             let out = &mut y[from..from + tile.valid];
-            for (v, &sum) in row.iter().enumerate() {
-                // The bound comes first: of a sum that is not a number, the maximum is then the sum.
-                let sum = S::max(least, S::add(sum, S::load(bias.as_ptr().add(v * S::LANES))));
-                let first = v * S::LANES;
-                if first + S::LANES <= tile.valid {
-                    S::store(out.as_mut_ptr().add(first), sum);
-                } else if first < tile.valid {
-                    store_part::<S>(sum, &mut out[first..]);
+            if tile.valid == wide {
+                for v in 0..CV {
+                    S::store(out.as_mut_ptr().add(v * S::LANES), S::load(sums.as_ptr().add(v * S::LANES)));
                 }
+            } else {
+                out.copy_from_slice(&sums[..tile.valid]);
             }
         }
     }
