@@ -32,7 +32,12 @@ fn frame(drawing: &Drawing) -> [f64; 4] {
 }
 
 fn texts(drawing: &Drawing) -> Vec<&str> {
-    let text = |mark| if let &Mark::Text(ref text) = mark { Some(text.text.as_str()) } else { None };
+    fn text(mark: &Mark) -> Option<&str> {
+        match mark {
+            Mark::Text(text) => Some(&text.text),
+            _ => None,
+        }
+    }
     drawing.marks.iter().filter_map(text).collect()
 }
 
@@ -147,7 +152,7 @@ fn the_legend_has_names_and_says_where_there_is_nothing() {
     // The frame keeps its height, the figure grows.
     let height = |d: &Drawing| frame(d)[3] - frame(d)[2];
     let plain = unit().series(line("a run")).drawing().unwrap();
-    assert!(drawing.height > plain.height + 30.0 && (height(&drawing) - height(&plain)).abs() < 1.0);
+    assert!(drawing.height > plain.height + 20.0 && (height(&drawing) - height(&plain)).abs() < 1e-6);
     for mark in &drawing.marks {
         if let Mark::Text(text) = mark {
             assert!(text.upwards || text.at.0 + text.width() < 560.0 || text.width() < 60.0, "{}", text.text);
@@ -321,7 +326,7 @@ fn stacked_figures_keep_their_marks() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Any numbers make a figure of finite places, or an error that says that there is nothing to draw.
     #[test]
@@ -342,7 +347,6 @@ proptest! {
                 let svg = drawing.svg().unwrap();
                 prop_assert!(!svg.contains("NaN") && !svg.contains("inf"), "{}", svg);
                 prop_assert!(svg.len() < 1_000_000);
-                drawing.png().unwrap();
             }
             Err(why) => prop_assert!(matches!(why, Error::Failed(_))),
         }

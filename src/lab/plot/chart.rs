@@ -23,6 +23,8 @@ use crate::error::{Error, Result};
 const TITLE: f64 = 17.0;
 const LABEL: f64 = 15.0;
 const TICK: f64 = 14.0;
+/// Height of a row of the legend.
+const LEGEND_ROW: f64 = 21.0;
 /// Pixels of the paper's edge.
 const EDGE: f64 = 12.0;
 
@@ -135,7 +137,9 @@ struct Scale<'a> {
 
 impl Scale<'_> {
     fn at(&self, v: f64) -> f64 {
-        self.from + (self.axis.place(v) - self.low) / (self.high - self.low) * (self.to - self.from)
+        let at = self.from + (self.axis.place(v) - self.low) / (self.high - self.low) * (self.to - self.from);
+        // However far outside of a given range a value lies, its place stays a number to reckon with.
+        at.clamp(-1e9, 1e9)
     }
 
     fn ticks(&self, wanted: usize) -> Vec<Tick> {
@@ -241,7 +245,7 @@ impl Chart {
             top += TITLE + 10.0;
         }
         let legend = self.legend(&mut out, top);
-        out.height += (legend - top - 22.0).max(0.0);
+        out.height += (legend - top - LEGEND_ROW).max(0.0);
         top = legend + 8.0;
 
         let y_title = if self.y.label.is_empty() { 0.0 } else { LABEL + 8.0 };
@@ -307,7 +311,7 @@ impl Chart {
         if named.is_empty() {
             return top;
         }
-        let (swatch, gap, row) = (22.0, 18.0, 21.0);
+        let (swatch, gap, row) = (22.0, 18.0, LEGEND_ROW);
         let (mut x, mut y) = (EDGE, top);
         for (i, series) in named {
             let empty = !series.points.iter().any(|p| self.shows(p));

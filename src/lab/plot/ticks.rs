@@ -16,7 +16,8 @@ pub fn linear(low: f64, high: f64, wanted: usize) -> Vec<Tick> {
     let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| *s >= rough * 0.999);
     let step = step.unwrap_or(10.0 * power);
     let (first, last) = ((low / step - 1e-6).ceil(), (high / step + 1e-6).floor());
-    if !(first.is_finite() && last.is_finite() && step > 0.0) || last - first > 1000.0 {
+    // Powers of ten have no digits left where numbers are that small.
+    if !(first.is_finite() && last.is_finite() && step > 1e-290) || last - first > 1000.0 {
         return Vec::new();
     }
     let most = low.abs().max(high.abs());
