@@ -445,6 +445,9 @@ function comparison() {
   const note = el("p", { class: "soft" });
   const section = card("The runs compared", "settings that differ, and what came of them", body, note);
   const order = { by: null, up: true };
+  const differs = (...keys) => data.differing.some(([key]) => keys.includes(key));
+  /** Whether the least of a column is the best: not where pictures, their scale or the noise are others. */
+  const comparable = (name) => !differs("data", "image_size", "channels") && (["KID", "FID"].includes(name) || !differs("schedule", "min_signal_rate", "max_signal_rate", "zero_snr", "beta_start", "beta_end", "normalize", "valid_fraction"));
   function columns() {
     const q = (run) => (run.evaluation && run.evaluation.quality) || {};
     const results = [
@@ -476,7 +479,7 @@ function comparison() {
       };
       return el("th", { scope: "col", "aria-sort": on ? (order.up ? "ascending" : "descending") : "none" }, el("button", { type: "button", "data-name": name, "data-on": String(on), onclick: flip }, `${shown}${on ? (order.up ? " ↑" : " ↓") : ""}`));
     };
-    const best = new Map(cols.filter(([, , , least]) => least).map(([name, of]) => [name, Math.min(...runs.map(of).filter((v) => v != null))]));
+    const best = new Map(cols.filter(([name, , , least]) => least && comparable(name)).map(([name, of]) => [name, Math.min(...runs.map(of).filter((v) => v != null))]));
     return el("table", {}, el("caption", { class: "hidden" }, "The runs, with the settings that differ and their results"),
       el("thead", {}, el("tr", {}, headOf("run", "run"), cols.map(([name]) => headOf(name, name)))),
       el("tbody", {}, runs.map((run) => el("tr", {}, el("th", { scope: "row" }, el("i", { class: "swatch", colour: data.runs.indexOf(run) }), run.name),
@@ -487,7 +490,7 @@ function comparison() {
     section.hidden = !several();
     if (!several()) return;
     update();
-    note.textContent = `Losses are of the last validation; the least of a column is green. ${data.differing.length ? "" : "All settings are the same."}`;
+    note.textContent = `Losses are of the last validation${comparable("noise loss") ? "; the least of a column is green" : ", and not comparable: pictures, their scale or the noise differ"}.${data.differing.length ? "" : " All settings are the same."}`;
   });
 }
 

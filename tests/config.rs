@@ -64,6 +64,7 @@ fn later_layers_win() {
         epochs: 2,
         steps: 1000,
         data: "pets".into(),
+        repeat: 3, // as the original has it for this set
         precision: Precision::Fp32,
         ..Config::seed_preset()
     };

@@ -263,8 +263,11 @@ def live(page, folder):
         quiet(page, "live", [url])
     finally:
         train.send_signal(2)
-        train.stderr.read()
-        train.wait(timeout=60)
+        try:
+            train.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            train.kill()
+            sys.exit("report_browser: FAILED: the watched run does not end on Ctrl-C within a minute")
     page.until("document.getElementById('lost') !== null && !document.getElementById('lost').hidden || data.runs[0].status === 'stopped'", 30)
 
 

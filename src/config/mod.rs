@@ -187,7 +187,7 @@ pub struct Config {
     pub precision: Precision,
     /// Source of pictures: `procedural`, `flowers`, `pets`, `debug`, a folder or a .tar.
     pub data: String,
-    /// CSV file of picture names and class labels ([`crate::data::Labels`]), or [`NO_LABELS`].
+    /// CSV file of picture names and class labels ([`crate::data::Labels`]), [`crate::data::AUTO`] or [`NO_LABELS`].
     pub labels: String,
     /// Share of the training images that are shown as of no class, the last of `unet.num_class_embeds`; for guidance.
     pub label_dropout: f64,

@@ -184,6 +184,11 @@ impl Config {
         }
     }
 
+    /// How often the preset called `preset` shows the pictures of `data` in an epoch, where that is not its key `repeat`.
+    pub(super) fn repeat_for(preset: &str, data: &str) -> Option<usize> {
+        (preset == "seed" && data == "pets").then_some(3)
+    }
+
     /// The preset that runs where none is named.
     pub fn default_preset_name() -> &'static str {
         "quick"

@@ -88,7 +88,16 @@ impl Config {
     /// # Errors
     /// An unknown preset or key, a value out of bounds, or values that do not fit each other, each by name, with what would do.
     pub fn resolve(layers: &Layers) -> Result<Config> {
-        Config::preset(layers.preset_name())?.with(layers)
+        let mut preset = Config::preset(layers.preset_name())?;
+        let config = preset.with(layers)?;
+        // The repeats of the original differ with its data; one that is given wins still.
+        match Config::repeat_for(layers.preset_name(), &config.data) {
+            Some(repeat) => {
+                preset.repeat = repeat;
+                preset.with(layers)
+            }
+            None => Ok(config),
+        }
     }
 
     /// The layers but for the preset, on top of `self`; for configurations that come from elsewhere.

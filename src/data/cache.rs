@@ -121,6 +121,7 @@ pub(super) fn open(path: &Path, key: &str) -> Lookup {
             description: header.description,
             fingerprint: header.fingerprint,
             skipped: header.skipped,
+            own: Default::default(),
         })),
         Ok(None) => Lookup::Miss,
         Err(why) => Lookup::Damaged(format!("the cache is damaged ({why})")),

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::decode::Decoder;
 use super::source::Source;
-use super::{DataSpec, Dataset, Pixels, Progress, Skipped, procedural};
+use super::{DataSpec, Dataset, Pixels, Progress, Skipped, parquet, procedural};
 use crate::error::{Error, Result};
 
 /// Pictures that may be unreadable, one in so many; more is an error.
@@ -46,6 +46,7 @@ impl Built {
             description: self.description,
             fingerprint: self.fingerprint,
             skipped: self.skipped,
+            own: Default::default(),
         }
     }
 }
@@ -131,6 +132,7 @@ impl Job<'_> {
                 })
                 .flatten()
                 .collect(),
+            Source::Parquet(table) => self.fill_from(table, pixels, decode)?,
             Source::Tar { path, members, .. } => pixels
                 .par_chunks_exact_mut(bytes)
                 .zip(members)
@@ -164,6 +166,42 @@ impl Job<'_> {
                 .note(&format!("{enlarged} of {total} pictures are smaller than {size} pixels and were enlarged"));
         }
         Ok(skipped)
+    }
+
+    /// Decodes the rows of parquet files, some hundred at a time.
+    fn fill_from(
+        &self,
+        table: &parquet::Table,
+        pixels: &mut [u8],
+        decode: impl Fn(&mut Decoder, std::result::Result<Vec<u8>, String>, &mut [u8]) -> std::result::Result<(), String>
+        + Sync,
+    ) -> Result<Vec<(usize, Skipped)>> {
+        let bytes = self.spec.image_bytes();
+        let (mut done, mut failures) = (0, Vec::new());
+        let mut rest = pixels;
+        table.read(|rows| {
+            let all = std::mem::take(&mut rest);
+            let (out, later) = all.split_at_mut((rows.len() * bytes).min(all.len()));
+            rest = later;
+            let failed: Vec<(usize, Skipped)> = out
+                .par_chunks_exact_mut(bytes)
+                .zip(rows)
+                .enumerate()
+                .map_init(Decoder::new, |decoder, (i, (out, row))| {
+                    let raw = row.map(|row| row.data().to_vec()).ok_or("the row has no bytes of a picture".to_string());
+                    let failed = decode(decoder, raw, out).err();
+                    self.progress.advance(1);
+                    failed.map(|reason| (done + i, Skipped { name: table.names[done + i].clone(), reason }))
+                })
+                .flatten()
+                .collect();
+            done += out.len() / bytes;
+            failures.extend(failed);
+        })?;
+        if done != table.names.len() {
+            return Err(Error::input(&table.path, "the file changed while it was read; try again"));
+        }
+        Ok(failures)
     }
 
     /// Names unreadable pictures; fails where they are too many.

@@ -18,6 +18,9 @@ use sha2::{Digest, Sha256};
 use super::Dataset;
 use crate::error::{Error, Result};
 
+/// What stands for the classes that came with the pictures.
+pub const AUTO: &str = "auto";
+
 /// Largest file that is read.
 const LARGEST_FILE: u64 = 256 << 20;
 
@@ -37,12 +40,16 @@ struct Entry {
 }
 
 impl Labels {
-    /// Reads the labels of `dataset` from the CSV file at `path`.
+    /// Reads the labels of `dataset` from the CSV file at `path`; the path [`AUTO`] means those that came with the pictures
+    /// ([`Dataset::own_labels`]).
     ///
     /// # Errors
     /// [`Error::Input`] for a file that cannot be read or is no such table, for pictures without a label, for labels of pictures that are
     /// not there, each with how many there are and an example; and for a data set whose pictures have no names.
     pub fn load(path: &Path, dataset: &Dataset) -> Result<Labels> {
+        if path == Path::new(AUTO) {
+            return dataset.own_labels();
+        }
         let fail = |what: String| Error::input(path, what);
         let meta = std::fs::metadata(path)
             .map_err(|e| fail(format!("cannot be opened: {e}; expected a CSV file of file,label")))?;
@@ -114,6 +121,19 @@ impl Labels {
             ));
         }
         Ok(Labels { classes, of })
+    }
+
+    /// Of classes by name and the class of each picture.
+    pub(super) fn from_parts(classes: Vec<String>, of: Vec<u32>) -> Labels {
+        Labels { classes, of }
+    }
+
+    /// The different ones of `labels` in order, and the place of each label in that order.
+    pub(super) fn ordered_of(labels: &[String]) -> (Vec<String>, Vec<u32>) {
+        let classes = ordered(&labels.iter().map(String::as_str).collect::<Vec<_>>());
+        let place: HashMap<&str, u32> = classes.iter().map(String::as_str).zip(0..).collect();
+        let of = labels.iter().filter_map(|label| place.get(label.as_str()).copied()).collect();
+        (classes, of)
     }
 
     /// The classes, by their number.

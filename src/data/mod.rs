@@ -1,6 +1,6 @@
 //! Pictures in, batches out. Knows no device.
 //!
-//! [`load`] turns a source (`procedural`, `flowers`, `pets`, `debug`, a folder or a `.tar`) into a [`Dataset`]: all pictures
+//! [`load`] turns a source (`procedural`, `flowers`, `pets`, `debug`, a folder, a `.tar` or a `.parquet`) into a [`Dataset`]: all pictures
 //! decoded, cropped to the centre square, resized, as 8-bit NHWC pixels. Decoding happens once; later runs map the cache file
 //! ([`cache`](self) in the user's cache folder, or in `DATA_DIR/cache` where a data directory was named).
 //!
@@ -8,6 +8,8 @@
 //! |---|---|
 //! | `source.rs` | which pictures: names of sources, places that are looked at |
 //! | `folder.rs`, `archive.rs` | sorted lists of the pictures in a folder or a tar archive |
+//! | `parquet.rs` | rows of Hugging Face style parquet files |
+//! | `official.rs` | classes and splits that came with the pictures |
 //! | `decode.rs`, `jpeg.rs` | one picture: bytes to pixels |
 //! | `gather.rs` | all pictures in parallel; which are skipped, when that is too many |
 //! | `cache.rs` | the checksummed file of decoded pixels |
@@ -39,11 +41,13 @@ mod folder;
 mod gather;
 mod jpeg;
 mod labels;
+mod official;
+mod parquet;
 mod procedural;
 mod source;
 
 pub use batch::{FlipKey, Split, epoch_order, fill_batch, split};
-pub use labels::Labels;
+pub use labels::{AUTO, Labels};
 pub use procedural::{render as render_procedural, render_one as render_procedural_one};
 pub use source::{data_dir, default_data_dir};
 
@@ -53,7 +57,7 @@ pub const MAX_IMAGE_SIZE: usize = 4096;
 /// What to load, and how.
 #[derive(Clone, Debug)]
 pub struct DataSpec {
-    /// `procedural`, `flowers`, `pets`, `debug`, a folder (searched recursively) or a `.tar` file.
+    /// `procedural`, `flowers`, `pets`, `debug`, a folder (searched recursively), a `.tar` or a `.parquet` file, or a folder of those.
     pub source: String,
     /// Where `flowers` and `pets` are looked for and, if it exists, where the cache goes (`cache/` in it). `None`: the environment
     /// variable `DDIM_DATA_DIR`, else [`default_data_dir`].
@@ -163,6 +167,7 @@ pub struct Dataset {
     description: String,
     fingerprint: String,
     skipped: Vec<Skipped>,
+    own: official::Own,
 }
 
 impl Dataset {
@@ -253,7 +258,14 @@ pub fn cache_folder(data_dir: Option<&Path>) -> Option<PathBuf> {
 pub fn load(spec: &DataSpec, progress: &dyn Progress) -> Result<Dataset> {
     spec.check()?;
     let source = source::resolve(spec, progress)?;
-    let job = gather::Job { spec, source: &source, progress };
+    let mut dataset = load_pixels(spec, &source, progress)?;
+    dataset.own = official::Own::of(&source, &dataset, &spec.source, progress)?;
+    Ok(dataset)
+}
+
+/// The pictures of `source`, from the cache or decoded.
+fn load_pixels(spec: &DataSpec, source: &source::Source, progress: &dyn Progress) -> Result<Dataset> {
+    let job = gather::Job { spec, source, progress };
     if !spec.cache || source.is_quick(spec) {
         return Ok(job.build()?.into_dataset(spec));
     }

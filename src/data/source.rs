@@ -7,7 +7,7 @@ use std::time::UNIX_EPOCH;
 
 use super::archive::{self, Member};
 use super::folder::{self, Entry};
-use super::{DataSpec, Progress, procedural};
+use super::{DataSpec, Progress, parquet, procedural};
 use crate::error::{Error, Result};
 
 /// Seed of the two pictures of `debug`: fixed, so that debugging runs compare.
@@ -20,6 +20,8 @@ pub(super) enum Source {
     Procedural { name: &'static str, seed: u64, count: usize },
     /// Files below a folder.
     Folder { root: PathBuf, entries: Vec<Entry> },
+    /// Rows of parquet files.
+    Parquet(parquet::Table),
     /// Members of a tar archive.
     Tar { path: PathBuf, stamp: String, members: Vec<Member> },
 }
@@ -30,6 +32,7 @@ impl Source {
         match self {
             Source::Procedural { count, .. } => *count,
             Source::Folder { entries, .. } => entries.len(),
+            Source::Parquet(table) => table.names.len(),
             Source::Tar { members, .. } => members.len(),
         }
     }
@@ -39,6 +42,7 @@ impl Source {
         match self {
             Source::Procedural { .. } => Vec::new(),
             Source::Folder { entries, .. } => entries.iter().map(|entry| entry.name.clone()).collect(),
+            Source::Parquet(table) => table.names.clone(),
             Source::Tar { members, .. } => members.iter().map(|member| member.name.clone()).collect(),
         }
     }
@@ -48,6 +52,7 @@ impl Source {
         match self {
             Source::Procedural { name, .. } => PathBuf::from(name),
             Source::Folder { root, .. } => root.clone(),
+            Source::Parquet(table) => table.path.clone(),
             Source::Tar { path, .. } => path.clone(),
         }
     }
@@ -56,7 +61,9 @@ impl Source {
     pub fn label(&self) -> String {
         match self {
             Source::Procedural { name, .. } => (*name).to_string(),
-            Source::Folder { root: path, .. } | Source::Tar { path, .. } => match path.file_name() {
+            Source::Folder { root: path, .. }
+            | Source::Tar { path, .. }
+            | Source::Parquet(parquet::Table { path, .. }) => match path.file_name() {
                 Some(name) => name.to_string_lossy().into_owned(),
                 None => path.display().to_string(),
             },
@@ -76,6 +83,7 @@ impl Source {
                 (format!("procedural seed {seed} count {count}"), format!("recipe {}", procedural::VERSION))
             }
             Source::Folder { root, entries } => (format!("folder {}", real(root).display()), folder::state(entries)),
+            Source::Parquet(table) => (format!("parquet {}", real(&table.path).display()), table.stamp()),
             Source::Tar { path, stamp, .. } => (format!("tar {}", real(path).display()), stamp.clone()),
         };
         format!(
@@ -150,7 +158,7 @@ pub(super) fn resolve(spec: &DataSpec, progress: &dyn Progress) -> Result<Source
     }
 }
 
-const EXPECTED: &str = "procedural, flowers, pets, debug, a folder of pictures or a .tar of them";
+const EXPECTED: &str = "procedural, flowers, pets, debug, a folder of pictures, a .tar or a .parquet of them";
 
 /// Places of a known set within the data directory, in the order of looking.
 pub(super) fn places(name: &str, image_size: usize) -> Vec<&'static str> {
@@ -201,8 +209,17 @@ fn find_known(spec: &DataSpec) -> Result<PathBuf> {
 fn open(path: &Path, progress: &dyn Progress) -> Result<Source> {
     let meta = fs::metadata(path).map_err(|error| missing(path, &error))?;
     if meta.is_dir() {
-        let entries = folder::list(path, progress)?;
-        return Ok(Source::Folder { root: path.to_path_buf(), entries });
+        let why = match folder::list(path, progress) {
+            Ok(entries) => return Ok(Source::Folder { root: path.to_path_buf(), entries }),
+            Err(why) => why,
+        };
+        return match parquet::shards(path) {
+            shards if shards.is_empty() => Err(why),
+            shards => Ok(Source::Parquet(parquet::list(path, shards)?)),
+        };
+    }
+    if parquet::is_parquet_name(path) {
+        return Ok(Source::Parquet(parquet::list(path, vec![path.to_path_buf()])?));
     }
     let members = archive::list(path, meta.len(), progress)?;
     Ok(Source::Tar { path: path.to_path_buf(), stamp: stamp(&meta), members })

@@ -222,7 +222,7 @@ fn pictures(options: &EvaluateOptions, config: &Config, progress: &Progress) -> 
     })?;
     let indices = match options.part {
         Part::All => (0..dataset.len() as u32).collect(),
-        Part::Valid => data::split(dataset.len(), config.valid_fraction, config.seed)?.valid,
+        Part::Valid => dataset.split(config.valid_fraction, config.seed)?.valid,
     };
     if indices.is_empty() {
         return Err(Error::Usage(

@@ -39,6 +39,7 @@ pub fn checkpoint<B: Backend>(
         normalizer,
         window: Window::default(),
         labels: None,
+        split: None,
     };
     let resumable =
         serde_json::to_value(&resumable).map_err(|e| Error::Failed(format!("cannot write the run's state: {e}")))?;

@@ -103,6 +103,9 @@ pub(crate) struct Resumable {
     /// Of the class labels, where there are any.
     #[serde(default)]
     pub(crate) labels: Option<String>,
+    /// Of the official split, where that is used.
+    #[serde(default)]
+    pub(crate) split: Option<String>,
 }
 
 /// Trains. Reports on standard error unless quiet.
@@ -162,7 +165,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         progress: Progress,
     ) -> Result<Self> {
         let config = &options.config;
-        let split = data::split(dataset.len(), config.valid_fraction, config.seed)?;
+        let split = dataset.split(config.valid_fraction, config.seed)?;
         let resumed = options.resume.as_deref().map(|path| find_checkpoint(path, &progress)).transpose()?;
         let mut state = TrainState::new(backend, config)?;
         let mut normalizer = Normalizer::of(config);
@@ -181,6 +184,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
             if !saved.fingerprint.is_empty() && saved.labels != labels.as_ref().map(Labels::fingerprint) {
                 let what = "its class labels are not those of `labels`: the same labels are needed to go on exactly";
                 return Err(Error::input(&path, format!("{what} (labels = {})", config.labels)));
+            }
+            if !saved.fingerprint.is_empty() && saved.split != dataset.official_split(config.valid_fraction) {
+                let what = "the pictures that it held back are not those of `data` here: one of them has an official split (split.csv \
+                            beside the pictures, with source.json) and the other has not, or another; give the folder that it was trained on";
+                return Err(Error::input(&path, format!("{what} (data = {})", config.data)));
             }
             import_model(backend, &mut state.weights, &checkpoint.model)?;
             state.import_optimizer(backend, &checkpoint.optimizer, checkpoint.step)?;
@@ -249,7 +257,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let (train, valid) = (self.feed.pictures(), self.valid_pictures.len());
         let objective = format!("{} {}, {} schedule", c.get("predict"), c.get("loss"), c.get("schedule"));
         let objective = objective.replace('"', "");
-        self.progress.line(&format!("data    {} ({train} to train, {valid} held back)", self.dataset.description()));
+        let by = if self.dataset.official_split(c.valid_fraction).is_some() { " by the official split" } else { "" };
+        self.progress
+            .line(&format!("data    {} ({train} to train, {valid} held back{by})", self.dataset.description()));
         let parameters = grouped(self.state.net.layout().parameter_count() as u64);
         let (family, widths, depth) = match &c.unet {
             None => ("seed", &c.widths, c.block_depth),
@@ -501,6 +511,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             normalizer: self.normalizer.clone(),
             window: self.window,
             labels: self.feed.labels().map(Labels::fingerprint),
+            split: self.dataset.official_split(self.config.valid_fraction),
         };
         let state =
             serde_json::to_value(&state).map_err(|e| Error::Failed(format!("cannot write the run's state: {e}")))?;

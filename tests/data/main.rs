@@ -2,6 +2,7 @@
 
 mod batches;
 mod caching;
+mod parquet;
 mod pictures;
 mod procedural;
 mod shared;

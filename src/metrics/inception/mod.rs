@@ -1,6 +1,6 @@
 //! Inception-v3 (Szegedy et al. 2015), forward only: the 2048 pooled features of a picture.
 //!
-//! Tensors have torchvision's names ([`layers`] is its structure); batch norms (epsilon 0.001) are folded into the convolutions when a file is
+//! Tensors have torchvision's names (`layers.rs` has its structure); batch norms (epsilon 0.001) are folded into the convolutions when a file is
 //! read, and branches write their parts of a concatenation in place. The heads that classify are not read.
 //!
 //! Pictures come to the network as 2 v - 1, v in [0, 1], in both variants: torchvision's `transform_input` undoes the means and deviations that
