@@ -252,11 +252,11 @@ impl Chart {
         let x_title = if self.x.label.is_empty() { 0.0 } else { LABEL + 6.0 };
         let bottom = out.height - EDGE - x_title - TICK - 6.0;
         let y = Scale { axis: &self.y, low: y_low, high: y_high, from: bottom, to: top };
-        let y_ticks = y.ticks(((bottom - top) / 36.0) as usize);
+        let y_ticks = y.ticks(((bottom - top) / 36.0).ceil() as usize);
         let widest = y_ticks.iter().map(|t| font::width(&t.label, TICK, false)).fold(0.0, f64::max);
         let (left, right) = (EDGE + y_title + widest + 7.0, self.size.0 - EDGE - 8.0);
         let x = Scale { axis: &self.x, low: x_low, high: x_high, from: left, to: right };
-        let x_ticks = x.ticks(((right - left) / 72.0) as usize);
+        let x_ticks = x.ticks(((right - left) / if self.x.log { 60.0 } else { 80.0 }) as usize);
 
         for tick in &y_ticks {
             let at = y.at(tick.at);
