@@ -70,6 +70,14 @@ impl Way {
             Way::Plan(plan) => plan.calls.iter().filter(|call| call.reached.is_some()).count(),
         }
     }
+
+    /// Network calls for a picture, those of guidance apart.
+    pub fn network_calls(&self) -> usize {
+        match self {
+            Way::SeedGrid(points) => points - 1,
+            Way::Plan(plan) => plan.calls.len(),
+        }
+    }
 }
 
 /// Classes of the images of a batch.
@@ -272,7 +280,19 @@ impl<'a, B: Backend> Sampler<'a, B> {
     ///
     /// # Errors
     /// Out of memory, a failing device, or an error of `on_step`.
-    pub fn run(&mut self, on_step: impl FnMut(usize, &Tensor<B>) -> Result<()>) -> Result<&Tensor<B>> {
+    pub fn run(&mut self, mut on_step: impl FnMut(usize, &Tensor<B>) -> Result<()>) -> Result<&Tensor<B>> {
+        self.run_watched(|step, _, image| on_step(step, image))
+    }
+
+    /// As [`Sampler::run`]; `on_step` sees the pictures on their way too: number, what the step came to, picture predicted so far. What
+    /// the last step of the seed family's own sampler comes to still has the noise of time 0.
+    ///
+    /// # Errors
+    /// As [`Sampler::run`].
+    pub fn run_watched(
+        &mut self,
+        on_step: impl FnMut(usize, &Tensor<B>, &Tensor<B>) -> Result<()>,
+    ) -> Result<&Tensor<B>> {
         match &self.way {
             Way::SeedGrid(points) => self.run_grid(time_grid(*points), on_step)?,
             Way::Plan(plan) => {
@@ -298,7 +318,11 @@ impl<'a, B: Backend> Sampler<'a, B> {
         }
     }
 
-    fn run_grid(&mut self, grid: Vec<f32>, mut on_step: impl FnMut(usize, &Tensor<B>) -> Result<()>) -> Result<()> {
+    fn run_grid(
+        &mut self,
+        grid: Vec<f32>,
+        mut on_step: impl FnMut(usize, &Tensor<B>, &Tensor<B>) -> Result<()>,
+    ) -> Result<()> {
         let (backend, shape) = (self.backend, self.x.shape);
         let dims = DdimDims {
             n: shape.n as u32,
@@ -312,7 +336,7 @@ impl<'a, B: Backend> Sampler<'a, B> {
             let (rates_now, rates_next) = (B::all(&now.rates), B::all(&next.rates));
             let (x, image) = (self.x.view_mut(), Some(self.image.view_mut()));
             backend.ddim_step(&dims, pred.view(), rates_now, rates_next, x, image)?;
-            on_step(call + 1, &self.image)?;
+            on_step(call + 1, &self.x, &self.image)?;
             now = next;
         }
         Ok(())
@@ -327,7 +351,11 @@ impl<'a, B: Backend> Sampler<'a, B> {
         Ok(condition)
     }
 
-    fn run_plan(&mut self, plan: &Plan, mut on_step: impl FnMut(usize, &Tensor<B>) -> Result<()>) -> Result<()> {
+    fn run_plan(
+        &mut self,
+        plan: &Plan,
+        mut on_step: impl FnMut(usize, &Tensor<B>, &Tensor<B>) -> Result<()>,
+    ) -> Result<()> {
         self.begin(plan)?;
         let (backend, shape) = (self.backend, self.x.shape);
         let dims = StepDims { n: shape.n as u32, per_image: (shape.h * shape.w * shape.c) as u32 };
@@ -353,7 +381,7 @@ impl<'a, B: Backend> Sampler<'a, B> {
             if let Some(rates) = call.reached {
                 self.keep_known(rates)?;
                 steps += 1;
-                on_step(steps, if steps == all { &self.x } else { &self.image })?;
+                on_step(steps, &self.x, if steps == all { &self.x } else { &self.image })?;
             }
         }
         Ok(())

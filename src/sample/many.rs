@@ -3,6 +3,7 @@
 use super::load::Ready;
 use super::start::Start;
 use super::{Request, draw_from, sampler, to_pictures};
+use crate::config::{Config, Family};
 use crate::diffusion::sampler::Way;
 use crate::diffusion::samplers::{Method, Wishes};
 use crate::error::Result;
@@ -34,6 +35,12 @@ pub(crate) struct Drawn {
     pub network_calls: usize,
 }
 
+/// What the sampler is called.
+pub(crate) fn sampler_name(config: &Config, wishes: &Wishes) -> &'static str {
+    let own = if config.family == Family::Seed { Method::Ddim } else { config.sampler.into() };
+    wishes.method.unwrap_or(own).name()
+}
+
 /// Draws: the pictures that `sample` makes with the same seed, classes in turn where the network knows classes.
 pub(crate) fn draw_many<B: Backend>(
     backend: &B,
@@ -44,12 +51,8 @@ pub(crate) fn draw_many<B: Backend>(
     let (model, weights, config) = ready.parts();
     let way = Way::new(model.diffusion, &many.wishes, many.steps)?;
     let start = Start::plain();
-    let network_calls = match &way {
-        Way::SeedGrid(points) => points - 1,
-        Way::Plan(plan) => plan.calls.len(),
-    };
-    let own = if model.diffusion.levels.is_none() { Method::Ddim } else { config.sampler.into() };
-    let name = many.wishes.method.unwrap_or(own).name();
+    let network_calls = way.network_calls();
+    let name = sampler_name(config, &many.wishes);
     let (count, batch) = (many.count, many.batch.max(1));
     let request = |first: usize| Request {
         count: batch.min(count - first),

@@ -4,6 +4,7 @@
 //! the same pictures whatever the batch.
 
 mod encode;
+mod follow;
 mod load;
 mod many;
 mod start;
@@ -11,9 +12,11 @@ mod start;
 use std::path::PathBuf;
 
 pub use encode::{EncodeOptions, encode};
+pub(crate) use follow::{Follow, Stage, follow};
 pub(crate) use load::{Ready, load};
-pub(crate) use many::{Many, draw_many};
+pub(crate) use many::{Many, draw_many, sampler_name};
 pub use start::Interpolate;
+pub(crate) use start::noise_of_seed;
 
 use crate::config::Config;
 use crate::diffusion::Diffusion;

@@ -105,7 +105,7 @@ impl Start {
 }
 
 /// The noise of the first sample of a seed: the bits that devices draw.
-pub(super) fn noise_of_seed(seed: u64, len: usize) -> Vec<f32> {
+pub(crate) fn noise_of_seed(seed: u64, len: usize) -> Vec<f32> {
     let mut noise = vec![0.0; len];
     Stream::new(seed, Purpose::Sample, 0, 0).fill_normal(&mut noise);
     noise

@@ -271,6 +271,16 @@ impl Plan {
         Ok(Plan { calls, noise_scale, start, threshold: options.threshold })
     }
 
+    /// DDIM without noise on the way, which calls the network at each of `nodes`, noisiest first, and ends at the clean picture.
+    pub fn through(nodes: &[Level], predict: Predict, threshold: Threshold) -> Self {
+        let next = nodes.iter().skip(1).copied().chain([Level::CLEAN]);
+        let step = |(&now, next)| nodes::Transition { now, next, at_first_point: false };
+        let steps: Vec<_> = nodes.iter().zip(next).map(step).collect();
+        let calls = updates::ddim(&steps, &SamplerOptions::ddim(nodes.len(), predict));
+        let first = nodes.first().copied().unwrap_or(Level::CLEAN);
+        Plan { calls, noise_scale: 1.0, start: [first.signal, first.noise], threshold }
+    }
+
     /// What was kept is needed.
     pub fn keeps(&self) -> bool {
         self.calls.iter().any(|call| call.update.keep)

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::{Method, SamplerOptions, Spacing, Variance};
+use super::{Method, Plan, SamplerOptions, Spacing, Variance};
 use crate::config::{Config, Family, SamplerKind, SpacingKind, VarianceKind};
 use crate::diffusion::Diffusion;
 use crate::diffusion::levels::Levels;
@@ -98,6 +98,25 @@ impl Diffusion {
     /// The seed family's own sampler is meant: see [`crate::diffusion::sampler`].
     pub fn is_seeds_sampler(&self, wishes: &Wishes) -> bool {
         self.sampling.seed_family && *wishes == Wishes::default()
+    }
+
+    /// DDIM at equal steps of time, whatever sampler the configuration names: `calls` network calls from the schedule's end to behind its
+    /// first step, and then the clean picture.
+    ///
+    /// # Errors
+    /// The schedule has fewer points.
+    pub fn even_plan(&self, calls: usize) -> Result<Plan> {
+        let levels = match &self.levels {
+            Some(levels) => Rc::clone(levels),
+            None => Rc::new(self.levels_of_times(calls.max(1) + 1)),
+        };
+        if calls == 0 || calls >= levels.len() {
+            let most = levels.len() - 1;
+            return Err(Error::Usage(format!("{calls} steps of time: the schedule has room for 1 to {most}")));
+        }
+        let node = |i: usize| levels.at((i * (levels.len() - 1)).div_ceil(calls));
+        let nodes: Vec<_> = (1..=calls).rev().map(node).collect();
+        Ok(Plan::through(&nodes, self.predict, self.sampling.threshold))
     }
 
     /// Schedule and options of a sampler with `steps` network calls (twice as many with `heun`); the first `skip` are left out.

@@ -3,6 +3,7 @@
 //! | file | role |
 //! |---|---|
 //! | [`forward`], [`embedding`], [`curves`] | figures that need no model |
+//! | [`reverse`], [`samples`], [`steps`] | figures that a model draws; `rows.rs`: its pictures |
 //! | `chart.rs` | lines over two axes |
 //! | `ticks.rs` | round numbers along an axis |
 //! | `sheet.rs` | labelled pictures in rows and columns |
@@ -17,7 +18,11 @@ pub mod embedding;
 mod font;
 pub mod forward;
 mod raster;
+pub mod reverse;
+mod rows;
+pub mod samples;
 mod sheet;
+pub mod steps;
 mod ticks;
 
 pub use chart::{Axis, Chart, Look, Series};

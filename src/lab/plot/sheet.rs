@@ -54,6 +54,7 @@ impl Sheet {
         // A row is as high as its picture, or as its label where that has more lines.
         let lines = self.rows.iter().map(|row| row.label.len()).max().unwrap_or(0) as f64;
         let row_step = step.max(lines * LINE + GAP);
+        let above = (row_step - step) / 2.0;
         let title_width = Text::new((0.0, 0.0), self.title.as_str(), TITLE).bold().width();
         let width = (left + columns as f64 * step - GAP).max(MARGIN + title_width) + MARGIN;
         let height = top + self.rows.len() as f64 * row_step - GAP + MARGIN;
@@ -66,7 +67,7 @@ impl Sheet {
             drawing.text(Text::new(at, label.as_str(), LABEL).anchored(Anchor::Middle).coloured(Colour::GREY));
         }
         for (i, row) in self.rows.iter().enumerate() {
-            let y = top + i as f64 * row_step;
+            let y = top + i as f64 * row_step + above;
             let middle = y + self.side / 2.0 - row.label.len() as f64 * LINE / 2.0;
             for (k, line) in row.label.iter().enumerate() {
                 let at = (MARGIN, middle + k as f64 * LINE + LABEL);
