@@ -12,6 +12,7 @@ use ddim_engine::lab::plot::{Drawing, Format};
 use ddim_engine::ops::Backend;
 use ddim_engine::train::progress::{Kind, Progress};
 
+use super::figures;
 use crate::cli::device::{Chosen, DeviceArgs, Prefer, Work};
 use crate::cli::{print, run};
 
@@ -71,8 +72,7 @@ fn draw(device: &Chosen, figure: &Figure, out: &Path) -> Result<()> {
     print::stderr(&device.line);
     let progress = Progress::new(Kind::Auto);
     let drawing = device.run(Draw { figure, progress: &progress })?;
-    drawing.save(out)?;
-    print::stdout(&format!("figure      {}\n", out.display()))
+    figures::save(&drawing, out)
 }
 
 const REVERSE_EXAMPLES: &str = "\
