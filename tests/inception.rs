@@ -226,10 +226,13 @@ fn pictures_of_another_length_are_refused() {
     assert!(net.features(&cpu, &[], 0, 4).unwrap().is_empty());
 }
 
-/// `cargo test --release --test inception speed -- --ignored --nocapture`; `fixtures/inception.py --time N` is the other side.
+/// A measurement, made where it is asked for: `DDIM_MEASURE=1 cargo test --release --test inception speed -- --nocapture`, on a quiet
+/// machine; `fixtures/inception.py --time N` is the other side.
 #[test]
-#[ignore = "measures; wants a quiet machine"]
 fn speed() {
+    if std::env::var_os("DDIM_MEASURE").is_none() {
+        return;
+    }
     let (tensors, pictures) = (weights(), (0..16).flat_map(|i| picture(64, i + 1)).collect::<Vec<u8>>());
     for threads in [1, 2] {
         let cpu = Cpu::new(threads).unwrap();

@@ -194,10 +194,10 @@ fn sets_that_cannot_be_compared_are_refused() {
     );
 }
 
-/// A measurement, made where it is asked for: `N=2000 cargo test --release --test metrics_parity -- --nocapture time_of_many`.
+/// A measurement, made where it is asked for: `DDIM_MEASURE=2000 cargo test --release --test metrics_parity -- --nocapture time_of_many`.
 #[test]
 fn time_of_many_pictures() {
-    let Some(n) = std::env::var("N").ok().and_then(|n| n.parse::<usize>().ok()) else { return };
+    let Some(n) = std::env::var("DDIM_MEASURE").ok().and_then(|n| n.parse::<usize>().ok()) else { return };
     let (x, y) = (features(1, n, 2048), features(2, n, 2048));
     let began = std::time::Instant::now();
     println!("FID {} in {:.1?}", fid::distance(&x, &y).unwrap(), began.elapsed());

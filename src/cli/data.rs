@@ -7,7 +7,7 @@ use ddim_engine::data::fetch::{self, FetchOptions, Held, KnownSet, Rules};
 use ddim_engine::error::{Error, Result};
 use ddim_engine::train::batches::DataProgress;
 use ddim_engine::train::interrupt::Interrupt;
-use ddim_engine::train::progress::{Kind, Progress};
+use ddim_engine::train::progress::{Kind, Progress, grouped};
 
 use super::print;
 
@@ -136,7 +136,7 @@ impl Fetch {
         print::stdout(&format!(
             "{}: {} pictures {state}, in {}\nnext: ddim-engine train --data {}{}\n",
             set.name,
-            grouped(set.pictures),
+            grouped(set.pictures as u64),
             fetched.path.display(),
             set.name,
             match &self.place.data_dir {
@@ -157,7 +157,7 @@ impl List {
                 Some(Held { path, fetched: false }) => format!("{} (put there by hand)", path.display()),
                 None => format!("not here: ddim-engine data fetch {}", set.name),
             };
-            rows.push([set.name.clone(), grouped(set.pictures), megabytes(set.bytes()), place]);
+            rows.push([set.name.clone(), grouped(set.pictures as u64), megabytes(set.bytes()), place]);
         }
         for (name, pictures) in [("procedural", "4,096"), ("debug", "2")] {
             rows.push([name, pictures, "-", "made by the program"].map(String::from));
@@ -211,12 +211,12 @@ fn check(set: &KnownSet, held: &Held, progress: &Progress) -> Result<std::result
         return Ok(Ok(format!(
             "{}: {} pictures of {}, no recorded checksums (not from `data fetch`), in {place}",
             set.name,
-            grouped(found.pictures),
-            grouped(set.pictures)
+            grouped(found.pictures as u64),
+            grouped(set.pictures as u64)
         )));
     }
     if found.is_right() {
-        let pictures = grouped(found.pictures);
+        let pictures = grouped(found.pictures as u64);
         return Ok(Ok(format!("{}: {pictures} pictures, all checksums right, in {place}", set.name)));
     }
     let parts: Vec<String> =
@@ -235,19 +235,6 @@ fn check(set: &KnownSet, held: &Held, progress: &Progress) -> Result<std::result
         parts.join("; "),
         set.name
     )))
-}
-
-/// 8189 as "8,189".
-fn grouped(n: usize) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
 }
 
 fn megabytes(bytes: u64) -> String {

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use super::plot::{Axis, Chart, Look, Series};
 use crate::config::Config;
-use crate::data::{self, Labels};
+use crate::data::Labels;
 use crate::device::ReadBack;
 use crate::diffusion::normalizer::Normalizer;
 use crate::error::{Error, Result};
@@ -154,7 +154,7 @@ pub fn run<B: Backend>(
     let dataset = load_pictures(&config, options.data_dir.as_deref(), progress)?;
     let labels = config.labels_path().map(|path| Labels::load(path, &dataset)).transpose()?;
     check_classes(&config, labels.as_ref())?;
-    let split = data::split(dataset.len(), config.valid_fraction, config.seed)?;
+    let split = dataset.split(config.valid_fraction, config.seed)?;
     let mut state = TrainState::new(backend, &config)?;
     if let Some(start) = &start {
         import_model(backend, &mut state.weights, &start.tensors)?;

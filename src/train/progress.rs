@@ -25,6 +25,19 @@ pub enum Kind {
     Plain,
 }
 
+/// 3562211 as "3,562,211".
+pub fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
 /// Where the plain lines go; a terminal's bar draws itself.
 type Sink = Arc<Mutex<Box<dyn Write + Send>>>;
 

@@ -25,7 +25,7 @@ use crate::train::feed::Feed;
 use crate::train::interrupt::Interrupt;
 use crate::train::metrics_log::{MetricsLog, Record, Split as LogSplit};
 use crate::train::picture;
-use crate::train::progress::{Kind, Progress};
+use crate::train::progress::{Kind, Progress, grouped};
 use crate::train::run_dir::RunDir;
 use crate::train::state::{Batch, TrainState, import_model};
 use crate::train::stepper::Stepper;
@@ -571,17 +571,4 @@ impl<'a, B: Backend> Trainer<'a, B> {
         self.run_dir.write_summary(&json)?;
         Ok(summary)
     }
-}
-
-/// 3562211 as "3,562,211".
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
 }

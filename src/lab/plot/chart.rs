@@ -23,6 +23,8 @@ use crate::error::{Error, Result};
 const TITLE: f64 = 17.0;
 const LABEL: f64 = 15.0;
 const TICK: f64 = 14.0;
+/// Height of a row of the legend.
+const LEGEND_ROW: f64 = 21.0;
 /// Pixels of the paper's edge.
 const EDGE: f64 = 12.0;
 
@@ -57,7 +59,8 @@ impl Axis {
     }
 
     fn shows(&self, v: f64) -> bool {
-        v.is_finite() && (!self.log || v > 0.0)
+        // Nearer to the end of float64 the width of an axis would not be a number.
+        v.abs() < 1e300 && (!self.log || v > 1e-300)
     }
 
     fn place(&self, v: f64) -> f64 {
@@ -134,7 +137,9 @@ struct Scale<'a> {
 
 impl Scale<'_> {
     fn at(&self, v: f64) -> f64 {
-        self.from + (self.axis.place(v) - self.low) / (self.high - self.low) * (self.to - self.from)
+        let at = self.from + (self.axis.place(v) - self.low) / (self.high - self.low) * (self.to - self.from);
+        // However far outside of a given range a value lies, its place stays a number to reckon with.
+        at.clamp(-1e9, 1e9)
     }
 
     fn ticks(&self, wanted: usize) -> Vec<Tick> {
@@ -211,7 +216,11 @@ impl Chart {
             match wanted {
                 Some((low, high)) if low < high && low.is_finite() && high.is_finite() => (low, high),
                 _ if found.0 == found.1 => {
-                    let around = if axis.log { 0.5 } else { (found.0.abs() * 0.1).max(1e-9) };
+                    let around = match found.0 {
+                        _ if axis.log => 0.5,
+                        0.0 => 1.0,
+                        v => (v.abs() * 0.1).max(1e-300),
+                    };
                     (found.0 - around, found.1 + around)
                 }
                 _ => {
@@ -236,18 +245,18 @@ impl Chart {
             top += TITLE + 10.0;
         }
         let legend = self.legend(&mut out, top);
-        out.height += (legend - top - 22.0).max(0.0);
+        out.height += (legend - top - LEGEND_ROW).max(0.0);
         top = legend + 8.0;
 
         let y_title = if self.y.label.is_empty() { 0.0 } else { LABEL + 8.0 };
         let x_title = if self.x.label.is_empty() { 0.0 } else { LABEL + 6.0 };
         let bottom = out.height - EDGE - x_title - TICK - 6.0;
         let y = Scale { axis: &self.y, low: y_low, high: y_high, from: bottom, to: top };
-        let y_ticks = y.ticks(((bottom - top) / 46.0) as usize);
+        let y_ticks = y.ticks(((bottom - top) / 36.0).ceil() as usize);
         let widest = y_ticks.iter().map(|t| font::width(&t.label, TICK, false)).fold(0.0, f64::max);
         let (left, right) = (EDGE + y_title + widest + 7.0, self.size.0 - EDGE - 8.0);
         let x = Scale { axis: &self.x, low: x_low, high: x_high, from: left, to: right };
-        let x_ticks = x.ticks(((right - left) / 72.0) as usize);
+        let x_ticks = x.ticks(((right - left) / if self.x.log { 60.0 } else { 80.0 }) as usize);
 
         for tick in &y_ticks {
             let at = y.at(tick.at);
@@ -302,7 +311,7 @@ impl Chart {
         if named.is_empty() {
             return top;
         }
-        let (swatch, gap, row) = (22.0, 18.0, 21.0);
+        let (swatch, gap, row) = (22.0, 18.0, LEGEND_ROW);
         let (mut x, mut y) = (EDGE, top);
         for (i, series) in named {
             let empty = !series.points.iter().any(|p| self.shows(p));

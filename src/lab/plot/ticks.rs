@@ -13,10 +13,16 @@ pub struct Tick {
 pub fn linear(low: f64, high: f64, wanted: usize) -> Vec<Tick> {
     let rough = (high - low) / wanted.max(1) as f64;
     let power = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| *s >= rough * 0.999);
-    let step = step.unwrap_or(10.0 * power);
+    // The nearest of them, as factors go.
+    let step = match rough / power {
+        r if r < 2f64.sqrt() => power,
+        r if r < 10f64.sqrt() => 2.0 * power,
+        r if r < 50f64.sqrt() => 5.0 * power,
+        _ => 10.0 * power,
+    };
     let (first, last) = ((low / step - 1e-6).ceil(), (high / step + 1e-6).floor());
-    if !(first.is_finite() && last.is_finite() && step > 0.0) || last - first > 1000.0 {
+    // Powers of ten have no digits left where numbers are that small.
+    if !(first.is_finite() && last.is_finite() && step > 1e-290) || last - first > 1000.0 {
         return Vec::new();
     }
     let most = low.abs().max(high.abs());
@@ -26,7 +32,10 @@ pub fn linear(low: f64, high: f64, wanted: usize) -> Vec<Tick> {
 
 /// Ticks of a logarithmic axis: powers of ten, between them 2 and 5 where there are few; the lines of the other digits have no labels.
 pub fn logarithmic(low: f64, high: f64, wanted: usize) -> Vec<Tick> {
-    let decades = (high / low).log10();
+    if !(low > 0.0 && high < f64::INFINITY) {
+        return Vec::new();
+    }
+    let decades = high.log10() - low.log10();
     if decades < 0.7 {
         return linear(low, high, wanted);
     }
@@ -130,9 +139,9 @@ mod tests {
     fn linear_ticks_are_round() {
         assert_eq!(labels(&linear(0.0, 1.0, 5)), ["0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
         assert_eq!(labels(&linear(0.13, 0.19, 4)), ["0.14", "0.16", "0.18"]);
-        assert_eq!(labels(&linear(0.0, 25600.0, 5)), ["0", "10,000", "20,000"]);
+        assert_eq!(labels(&linear(0.0, 25600.0, 5)), ["0", "5,000", "10,000", "15,000", "20,000", "25,000"]);
         assert_eq!(labels(&linear(0.0, 15000.0, 3)), ["0", "5,000", "10,000", "15,000"]);
-        assert_eq!(labels(&linear(0.0, 4000.0, 3)), ["0", "2000", "4000"]);
+        assert_eq!(labels(&linear(0.0, 8000.0, 3)), ["0", "2000", "4000", "6000", "8000"]);
         assert_eq!(labels(&linear(-2.0, 2.0, 4)), ["−2", "−1", "0", "1", "2"]);
         assert_eq!(labels(&linear(0.0, 4e-7, 4)), ["0", "1×10⁻⁷", "2×10⁻⁷", "3×10⁻⁷", "4×10⁻⁷"]);
         assert_eq!(labels(&linear(0.0, 3e6, 3)), ["0", "1×10⁶", "2×10⁶", "3×10⁶"]);

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::lab::record::{RunRecord, Status};
 use crate::model::net::Net;
 use crate::train::metrics_log::{Record, Split};
+use crate::train::progress::grouped;
 
 /// Steps of an epoch, where the records tell: a validation comes at the end of each.
 pub fn epoch_steps(config: &Config, records: &[Record]) -> Option<u64> {
@@ -209,19 +210,6 @@ pub fn differing(records: &[&RunRecord]) -> Vec<(String, Vec<String>)> {
 pub fn config_text(record: &RunRecord) -> Result<String> {
     let path = record.root.join("config.toml");
     std::fs::read_to_string(&path).map_err(crate::error::Error::io(&path, "read the configuration"))
-}
-
-/// 3562211 as "3,562,211".
-pub fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
 }
 
 #[cfg(test)]

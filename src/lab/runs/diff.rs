@@ -12,20 +12,9 @@ use crate::train::checkpoint;
 use crate::train::metrics_log::{Record, Split};
 
 /// The columns that two runs are compared by.
-const COMPARED: &[&str] = &[
-    "status",
-    "step",
-    "train_loss",
-    "valid_loss",
-    "noise_loss",
-    "image_loss",
-    "kid",
-    "fid",
-    "seconds",
-    "images_per_second",
-    "device",
-    "begun",
-];
+fn compared() -> impl Iterator<Item = &'static str> {
+    std::iter::once("status").chain(columns::BEHIND.iter().copied())
+}
 
 /// How two runs differ.
 #[derive(Clone, Debug)]
@@ -113,7 +102,7 @@ impl Diff {
             lines.extend(self.settings.iter().map(|(key, [a, b])| [format!("  {key}"), a.clone(), b.clone()]));
         }
         lines.push(["results".into(), "A".into(), "B".into()]);
-        for key in COMPARED {
+        for key in compared() {
             let both = [shown(a, key), shown(b, key)];
             if both.iter().any(|text| !text.is_empty()) {
                 let [a, b] = both.map(|text| if text.is_empty() { "-".into() } else { text });
@@ -153,7 +142,7 @@ pub fn show(path: &Path) -> Result<String> {
     let row = open(path)?;
     let root = row.run.root.display();
     let mut text = format!("{root}\n");
-    for key in COMPARED.iter().chain(&["preset", "parameters"]) {
+    for key in compared().chain(["preset", "parameters"]) {
         let value = shown(&row, key);
         if !value.is_empty() {
             text.push_str(&format!("  {:<12}{value}\n", heading(key)));

@@ -11,6 +11,7 @@ use super::display::Display;
 use super::plan::{self, Plan};
 use super::state::{self, LOGS, State};
 use crate::error::{Error, Result};
+use crate::train::checkpoint;
 use crate::train::interrupt::Interrupt;
 use crate::train::progress::duration;
 use crate::train::run_dir::write_atomic;
@@ -250,6 +251,9 @@ impl<'a> Sweep<'a> {
         if asked && status.code() == Some(130) {
             self.outcome.left += 1;
             let of = total.map_or(String::new(), |total| format!(" of {total}"));
+            // Its last record may be older than what it saved.
+            let saved = checkpoint::list(&root).ok().and_then(|all| all.last().map(|entry| entry.step));
+            let steps = saved.unwrap_or(steps);
             self.display.line(&format!("{place} stopped  {}: after step {steps}{of}", run.name));
             return;
         }
