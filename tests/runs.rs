@@ -122,6 +122,8 @@ fn sorting_filters_and_limits() {
     assert_eq!(listed(&[]), [a, b, s]);
     assert_eq!(listed(&["--reverse"]), [s, b, a]);
     assert_eq!(listed(&["--sort", "valid_loss"]), [b, s, a]);
+    // The table's own heading does as well.
+    assert_eq!(listed(&["--sort", "valid"]), [b, s, a]);
     assert_eq!(listed(&["--sort", "valid_loss", "--reverse"]), [a, s, b]);
     assert_eq!(listed(&["--sort", "lr", "--reverse", "--limit", "1"]), [s]);
     // Runs without a value come last either way.

@@ -64,7 +64,7 @@ struct List {
     #[arg(value_name = "DIR")]
     folders: Vec<PathBuf>,
 
-    /// Sort by a column or setting
+    /// Sort by a column, by its name or heading, or by a setting
     #[arg(long, value_name = "KEY")]
     sort: Option<String>,
 
@@ -121,14 +121,15 @@ impl List {
             return Err(Error::input(&folders[0], what));
         }
         let mut runs = Runs::find(&folders)?;
-        self.columns.iter().try_for_each(|key| columns::check(key, &runs))?;
+        let chosen: Vec<_> = self.columns.iter().map(|key| columns::named(key).to_string()).collect();
+        chosen.iter().try_for_each(|key| columns::check(key, &runs))?;
         runs.filter(&filters)?;
         match &self.sort {
             Some(key) => runs.sort(key, self.reverse)?,
             None if self.reverse => runs.rows.reverse(),
             None => {}
         }
-        let columns = (!self.columns.is_empty()).then_some(self.columns);
+        let columns = (!chosen.is_empty()).then_some(chosen);
         let view = View { columns, all: self.all, limit: self.limit, width: if self.all { None } else { width() } };
         if self.csv {
             for (path, why) in &runs.damaged {

@@ -54,7 +54,8 @@ impl Address {
             return Ok(Address { option, host: None, port });
         }
         let (host, port) = match text.rsplit_once(':') {
-            Some((host, port)) if !host.ends_with(':') || host.starts_with('[') => {
+            // Within an IPv6 address a colon parts no port.
+            Some((host, port)) if host.ends_with(']') || !host.contains(':') => {
                 (host, port.parse().map_err(|_| refuse())?)
             }
             _ => (text, DEFAULT_PORT),

@@ -137,6 +137,12 @@ pub fn heading(key: &str) -> &str {
     COLUMNS.iter().find(|(name, _)| *name == key).map_or(key, |(_, heading)| heading)
 }
 
+/// The column that a heading stands for, where it is not a setting's name as well; else the key itself.
+pub fn named(key: &str) -> &str {
+    let setting = KEYS.iter().any(|known| known.name == key);
+    COLUMNS.iter().find(|(_, heading)| *heading == key && !setting).map_or(key, |(name, _)| name)
+}
+
 /// Refuses a key that is neither a column nor a setting.
 ///
 /// # Errors

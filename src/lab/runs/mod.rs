@@ -68,8 +68,9 @@ impl Runs {
     /// A filter's key that no run has.
     pub fn filter(&mut self, filters: &[Filter]) -> Result<()> {
         for filter in filters {
-            columns::check(&filter.key, self)?;
-            self.rows.retain(|row| filter.passes(&cell(row, &filter.key)));
+            let key = columns::named(&filter.key);
+            columns::check(key, self)?;
+            self.rows.retain(|row| filter.passes(&cell(row, key)));
         }
         Ok(())
     }
@@ -79,6 +80,7 @@ impl Runs {
     /// # Errors
     /// A key that no run has.
     pub fn sort(&mut self, key: &str, reverse: bool) -> Result<()> {
+        let key = columns::named(key);
         columns::check(key, self)?;
         let mut keyed: Vec<_> = self.rows.drain(..).map(|row| (cell(&row, key), row)).collect();
         keyed.sort_by(|(a, _), (b, _)| {
