@@ -406,3 +406,22 @@ fn keys_that_came_later_may_be_missing() {
     assert!(old.lines().count() + LATER_KEYS.len() == text.lines().count(), "{old}");
     assert_eq!(Config::from_toml(&old).unwrap(), Config::quick_preset());
 }
+
+/// An option that is absent is said to be: over a preset, and over the defaults, it stays absent.
+#[test]
+fn absent_options_stay_absent_in_a_file() {
+    let sets = ["unet.attention_head_dim=none".to_string(), "unet.num_class_embeds=none".to_string()];
+    let layers = Layers { preset: Some("unet2d-tiny".into()), sets: sets.to_vec(), ..Layers::default() };
+    let config = Config::resolve(&layers).unwrap();
+    assert_eq!(config.unet.as_ref().unwrap().attention_head_dim, None);
+    let text = config.to_toml();
+    assert_eq!(Config::from_toml(&text).unwrap(), config);
+    // A file of a version that left them out.
+    let old: String = text.lines().filter(|line| !line.ends_with("\"none\"")).map(|line| format!("{line}\n")).collect();
+    assert_eq!(Config::from_toml(&old).unwrap(), config);
+    let file = file(&text);
+    for preset in ["quick", "unet2d-tiny", "unet2d-32"] {
+        let layers = Layers { preset: Some(preset.into()), file: Some(file.path().into()), ..Layers::default() };
+        assert_eq!(Config::resolve(&layers).unwrap(), config, "{preset}");
+    }
+}

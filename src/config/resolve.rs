@@ -132,6 +132,9 @@ impl Config {
     /// Not TOML, a key that is missing or unknown, or a value that does not do.
     pub fn from_toml(text: &str) -> Result<Config> {
         let mut table = file_layer(text).map_err(Error::Usage)?;
+        if let Some(Value::Table(options)) = table.get_mut(UNET) {
+            options.retain(|name, value| !(value.as_str() == Some(NOTHING) && unet::OPTIONAL.contains(&name)));
+        }
         let neutral = Config::seed_preset().table()?;
         for name in LATER_KEYS.iter().filter(|name| !table.contains_key(**name)).collect::<Vec<_>>() {
             table.extend(neutral.get(*name).map(|value| (name.to_string(), value.clone())));
@@ -272,7 +275,7 @@ fn overlay(table: &mut Table, layer: Table) {
 /// The table of the options of the family unet2d, and the start of their names in `--set`.
 const UNET: &str = "unet";
 /// What stands for the absence of an option that may be absent.
-const NOTHING: &str = "none";
+pub(super) const NOTHING: &str = "none";
 
 fn unet_defaults() -> Table {
     Table::try_from(UnetConfig::default()).unwrap_or_default()
@@ -286,8 +289,7 @@ pub(super) fn check_unet(name: &str, value: &Value) -> std::result::Result<(), S
         let hint = near.map_or(String::new(), |near| format!("; did you mean `unet.{near}`?"));
         return Err(format!("unknown option `unet.{shown}`{hint}\noptions: {}", unet::OPTIONS.join(" ")));
     }
-    let optional = ["attention_head_dim", "attn_norm_num_groups", "time_embedding_dim", "num_class_embeds"];
-    if value.as_str() == Some(NOTHING) && optional.contains(&name) {
+    if value.as_str() == Some(NOTHING) && unet::OPTIONAL.contains(&name) {
         return Ok(());
     }
     let bad = |why: String| format!("unet.{shown}: {}", why.lines().next().unwrap_or_default());

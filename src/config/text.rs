@@ -25,8 +25,13 @@ impl Config {
         if let Some(Value::Table(options)) = self.table().unwrap_or_default().get("unet") {
             text.push_str("\n[unet] # options of diffusers' UNet2DModel, under its names\n");
             for name in super::unet::OPTIONS {
-                if let Some(value) = options.get(*name) {
-                    text.push_str(&format!("{name} = {}\n", written(value)));
+                match options.get(*name) {
+                    Some(value) => text.push_str(&format!("{name} = {}\n", written(value))),
+                    // Said, so that no default comes in its place where the file is a layer over a preset.
+                    None if super::unet::OPTIONAL.contains(name) => {
+                        text.push_str(&format!("{name} = \"{}\"\n", super::resolve::NOTHING));
+                    }
+                    None => {}
                 }
             }
         }

@@ -340,6 +340,9 @@ impl UnetConfig {
     }
 }
 
+/// Those that may be absent.
+pub const OPTIONAL: &[&str] = &["attention_head_dim", "attn_norm_num_groups", "time_embedding_dim", "num_class_embeds"];
+
 /// Every option of [`UnetConfig`].
 pub const OPTIONS: &[&str] = &[
     "block_out_channels",
