@@ -282,3 +282,24 @@ fn the_first_signal_asks_and_the_second_ends() {
         assert!(said.contains("finishing this step, then saving (press Ctrl-C again to stop at once)"), "{said}");
     }
 }
+
+/// Those who look at a run, such as the table of runs and the page, do not keep others from training in it.
+#[test]
+fn looking_whether_a_run_is_held_does_not_refuse_it() {
+    let base = tempfile::tempdir().unwrap();
+    let root = base.path().join("run");
+    drop(RunDir::create(Some(&root), "x").unwrap());
+    std::fs::write(root.join("config.toml"), "").unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                ddim_engine::train::run_dir::is_locked(&root);
+                std::thread::sleep(std::time::Duration::from_micros(200));
+            }
+        });
+        let refused = (0..200).filter(|_| RunDir::resume(&root).is_err()).count();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(refused, 0);
+    });
+}

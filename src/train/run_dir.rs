@@ -97,7 +97,7 @@ impl RunDir {
             .truncate(false)
             .open(&path)
             .map_err(Error::io(&path, "open the lock of the run"))?;
-        match file.try_lock() {
+        match Self::try_lock(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut owner = String::new();
@@ -124,6 +124,17 @@ impl RunDir {
         // Who holds it is a courtesy to the reader of a message; failing to say so is no reason not to train.
         let _ = note(&mut file);
         Ok(RunDir { root: root.to_path_buf(), _lock: Some(file) })
+    }
+
+    /// Takes the lock. Who looks whether a run is held ([`is_locked`]) holds it for a moment: that is no reason to refuse.
+    fn try_lock(file: &File) -> std::result::Result<(), TryLockError> {
+        for _ in 0..5 {
+            match file.try_lock() {
+                Err(TryLockError::WouldBlock) => std::thread::sleep(std::time::Duration::from_millis(20)),
+                decided => return decided,
+            }
+        }
+        file.try_lock()
     }
 
     /// The directory itself.
