@@ -2,11 +2,15 @@
 
 use super::super::{ConvDims, Epilogue, Operand, Output, Prologue};
 use super::bands::{self, Band, Unit};
+use super::winograd::{self, Tiles};
 use super::{expect, pack};
 use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::simd::{Kernel, Simd, dispatch, load_part, store_part};
 use crate::device::cpu::{Cpu, Isa};
 use crate::error::Result;
+
+/// Floats of a 1x1 product's input that are used by all output channels before the next come: half a first-level cache.
+const CHUNK_FLOATS: usize = 4 << 10;
 
 /// What every unit reads.
 struct Shared<'a> {
@@ -125,7 +129,8 @@ fn merge_bands(units: &[Unit], d: &ConvDims, partial: &[f32], stats: &mut [f32])
     }
 }
 
-/// One unit, with its scratch: the band, the products [pixels, K padded], and the pixel offsets.
+/// One unit, with its scratch: the band, the products [pixels, K padded], the pixel offsets, and V and M where the product is
+/// taken by tiles.
 struct UnitKernel<'s, 'a> {
     shared: &'s Shared<'a>,
     job: Job<'s>,
@@ -133,18 +138,26 @@ struct UnitKernel<'s, 'a> {
     buf: &'s mut [f32],
     products: &'s mut [f32],
     tables: &'s mut [u32],
+    tiles: Option<Tiles>,
+    v: &'s mut [f32],
+    m: &'s mut [f32],
 }
 
 /// Runs one unit on this thread.
 fn run_unit(isa: Isa, shared: &Shared<'_>, job: Job<'_>) {
     let d = &shared.d;
-    let band = Band::new(d, d.c(), 1);
+    let (lanes, block) = (isa.lanes(), isa.block_pixels());
+    let tiled = winograd::wins(d);
+    let band = if tiled { Band::even(d, d.c(), lanes) } else { Band::new(d, d.c(), 1) };
+    let tiles = tiled.then(|| Tiles::new(d, &job.unit, band.pitch, shared.kp, block));
+    let [v_len, m_len] = tiles.map_or([0; 2], |tiles| tiles.lengths());
+    let batch = tiles.map_or(0, |tiles| tiles.batch);
     // Whole register blocks: the last block repeats the last pixel, and its surplus rows are never read.
-    let padded_n = job.unit.pixels(d).next_multiple_of(isa.block_pixels());
-    let lengths = [band.len(&job.unit), padded_n * shared.kp, 3 * padded_n + d.taps()];
-    with_scratch(lengths, |[buf, products, tables]| {
+    let padded_n = job.unit.pixels(d).next_multiple_of(block);
+    let lengths = [band.len(&job.unit), padded_n * shared.kp, 3 * padded_n + d.taps() + batch, v_len, m_len];
+    with_scratch(lengths, |[buf, products, tables, v, m]| {
         let tables = bytemuck::cast_slice_mut(tables);
-        dispatch(isa, UnitKernel { shared, job, band, buf, products, tables });
+        dispatch(isa, UnitKernel { shared, job, band, buf, products, tables, tiles, v, m });
     });
 }
 
@@ -162,14 +175,15 @@ impl Kernel for UnitKernel<'_, '_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let UnitKernel { shared, job, band, buf, products, tables } = self;
+        let UnitKernel { shared, job, band, buf, products, tables, tiles, v, m } = self;
         let Shared { d, input, prologue, residual, packed, kp, .. } = shared;
         let unit = &job.unit;
         let (n, kp) = (unit.pixels(d), *kp);
         let padded_n = n.next_multiple_of(S::PIXELS);
         let (main, rest) = tables.split_at_mut(padded_n);
         let (off0, rest) = rest.split_at_mut(padded_n);
-        let (off1, taps) = rest.split_at_mut(padded_n);
+        let (off1, rest) = rest.split_at_mut(padded_n);
+        let (taps, in_batch) = rest.split_at_mut(d.taps());
         let (r0, r1) = (d.r0 as usize, d.r1 as usize);
         let constant = matches!(residual, Some(r) if r.x1_constant);
         let (mut image, mut row, mut col) = (0, 0, 0);
@@ -208,19 +222,99 @@ impl Kernel for UnitKernel<'_, '_> {
                     used = 3;
                 }
             }
-            let mut k0 = 0;
-            while k0 < d.k as usize {
-                let vectors = pack::tile_vectors(d.k as usize, k0, S::LANES);
-                let w = packed[pack::rows(d) * k0..].as_ptr();
-                let out = products.as_mut_ptr().add(k0);
-                let mut p = 0;
-                while p < n {
-                    block::<S>(vectors, &segments[..used], p, w, out, kp);
-                    p += S::PIXELS;
+            // By tiles the direct product is that of the residual alone.
+            let segments = &segments[usize::from(tiles.is_some())..used];
+            let rows = pack::rows(d);
+            let skipped = if tiles.is_some() { winograd::POSITIONS * d.c() } else { 0 };
+            let chunk = if tiles.is_some() { CHUNK_FLOATS / d.r().max(1) } else { n };
+            let chunk = chunk.next_multiple_of(S::PIXELS);
+            let mut start = if segments.is_empty() { n } else { 0 };
+            while start < n {
+                let end = if start + chunk < n { start + chunk } else { n };
+                let mut k0 = 0;
+                while k0 < d.k as usize {
+                    let vectors = pack::tile_vectors(d.k as usize, k0, S::LANES);
+                    let w = packed[rows * k0 + skipped * vectors * S::LANES..].as_ptr();
+                    let out = products.as_mut_ptr().add(k0);
+                    let mut p = start;
+                    while p < end {
+                        block::<S>(vectors, segments, p, w, out, kp);
+                        p += S::PIXELS;
+                    }
+                    k0 += vectors * S::LANES;
                 }
-                k0 += vectors * S::LANES;
+                start = end;
+            }
+            if let Some(tiles) = &tiles {
+                for (i, offset) in in_batch.iter_mut().enumerate() {
+                    *offset = (i * tiles.v_pitch) as u32;
+                }
+                let work = TileWork { d, unit, band: &band, buf, packed, offsets: in_batch, add: !segments.is_empty() };
+                work.run::<S>(tiles, v, m, products);
             }
             epilogue::<S>(shared, job, products, kp);
+        }
+    }
+}
+
+/// The main product of a unit by Winograd's tiles.
+struct TileWork<'a> {
+    d: &'a ConvDims,
+    unit: &'a Unit,
+    band: &'a Band,
+    buf: &'a [f32],
+    packed: &'a [f32],
+    /// Where each tile of a batch starts in V.
+    offsets: &'a [u32],
+    /// Whether `products` holds something to add to.
+    add: bool,
+}
+
+impl TileWork<'_> {
+    /// # Safety
+    /// The instruction set of `S`; the band is loaded; V, M and products are those of the unit.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, tiles: &Tiles, v: &mut [f32], m: &mut [f32], products: &mut [f32]) {
+        let TileWork { d, unit, .. } = *self;
+        let (c, k, kp, rows) = (d.c(), d.k as usize, tiles.m_pitch, pack::rows(d));
+        // SAFETY: passed on; tiles of the packed filter hold 16 positions of C rows.
+        unsafe {
+            let mut first = 0;
+            while first < tiles.count {
+                let end = if first + tiles.batch < tiles.count { first + tiles.batch } else { tiles.count };
+                for i in 0..winograd::POSITIONS / winograd::ROW {
+                    let mut tile = first;
+                    while tile < end {
+                        let run = tiles.run(first, tile, end);
+                        winograd::transform_input_row::<S>(tiles, unit, self.band, self.buf, run, i, v);
+                        tile += run.count;
+                    }
+                    for j in 0..winograd::ROW {
+                        let base = v[j * tiles.v_step()..].as_ptr();
+                        let segment = [Segment { base, offsets: self.offsets, taps: &[0], channels: c }];
+                        let m = m[j * tiles.m_step()..].as_mut_ptr();
+                        let mut k0 = 0;
+                        while k0 < k {
+                            let vectors = pack::tile_vectors(k, k0, S::LANES);
+                            let row = rows * k0 + (i * winograd::ROW + j) * c * vectors * S::LANES;
+                            let w = self.packed[row..].as_ptr();
+                            let mut p = 0;
+                            while p < end - first {
+                                block::<S>(vectors, &segment, p, w, m.add(k0), kp);
+                                p += S::PIXELS;
+                            }
+                            k0 += vectors * S::LANES;
+                        }
+                    }
+                    let mut tile = first;
+                    while tile < end {
+                        let run = tiles.run(first, tile, end);
+                        winograd::transform_output_row::<S>(tiles, d, unit, m, run, i, products, !self.add);
+                        tile += run.count;
+                    }
+                }
+                first = end;
+            }
         }
     }
 }
@@ -276,24 +370,51 @@ unsafe fn product<S: Simd, const PX: usize, const CV: usize>(
                 for x in &mut x {
                     *x = x.add(tap as usize);
                 }
-                for c in 0..seg.channels {
-                    let mut wv = [S::splat(0.0); CV];
-                    for (v, wv) in wv.iter_mut().enumerate() {
-                        *wv = S::load(w.add(v * S::LANES));
+                // Four channels a turn: the end of a short loop is a branch that the processor then foresees.
+                let mut c = 0;
+                while c + 4 <= seg.channels {
+                    for _ in 0..4 {
+                        step::<S, PX, CV>(&x, c, w, &mut acc);
+                        w = w.add(CV * S::LANES);
+                        c += 1;
                     }
-                    for i in 0..PX {
-                        let b = S::broadcast(x[i], c);
-                        for v in 0..CV {
-                            acc[i][v] = S::fma(b, wv[v], acc[i][v]);
-                        }
-                    }
+                }
+                while c < seg.channels {
+                    step::<S, PX, CV>(&x, c, w, &mut acc);
                     w = w.add(CV * S::LANES);
+                    c += 1;
                 }
             }
         }
         for (i, row) in acc.iter().enumerate() {
             for (v, &a) in row.iter().enumerate() {
                 S::store(out.add((p + i) * kp + v * S::LANES), a);
+            }
+        }
+    }
+}
+
+/// One channel of the inner loop.
+///
+/// # Safety
+/// As [`product`].
+#[inline(always)]
+unsafe fn step<S: Simd, const PX: usize, const CV: usize>(
+    x: &[*const f32; PX],
+    c: usize,
+    w: *const f32,
+    acc: &mut [[S::V; CV]; PX],
+) {
+    // SAFETY: passed on.
+    unsafe {
+        let mut wv = [S::splat(0.0); CV];
+        for (v, wv) in wv.iter_mut().enumerate() {
+            *wv = S::load(w.add(v * S::LANES));
+        }
+        for i in 0..PX {
+            let b = S::broadcast(x[i], c);
+            for v in 0..CV {
+                acc[i][v] = S::fma(b, wv[v], acc[i][v]);
             }
         }
     }
