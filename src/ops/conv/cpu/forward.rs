@@ -3,7 +3,7 @@
 use super::super::{ConvDims, Epilogue, Operand, Output, Prologue};
 use super::bands::{self, Band, Unit};
 use super::winograd::{self, Tiles};
-use super::{expect, pack};
+use super::{constant, expect, pack};
 use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::simd::{Kernel, Simd, dispatch, load_part, store_part};
 use crate::device::cpu::{Cpu, Isa};
@@ -18,13 +18,54 @@ struct Shared<'a> {
     input: Operand<'a, Cpu>,
     prologue: Prologue<'a, Cpu>,
     residual: Option<Operand<'a, Cpu>>,
-    packed: &'a [f32],
+    packed: Packed<'a>,
     epilogue: Epilogue<'a, Cpu>,
     /// bias + bias_res, [K padded], or [N, K padded] where an image has its own.
     bias: Vec<f32>,
+    /// See [`PerImage::border`]; may be empty.
+    border: Vec<f32>,
     /// K padded.
     kp: usize,
     k0: usize,
+}
+
+/// A packed filter, or the part of it that belongs to some of the input channels of its main product.
+#[derive(Clone, Copy)]
+pub(super) struct Packed<'a> {
+    data: &'a [f32],
+    /// Rows of a tile of output channels.
+    rows: usize,
+    /// Rows of its main product.
+    main: usize,
+    /// Input channels of the main product in each tap or position, and the first one that is used.
+    channels: usize,
+    first: usize,
+    /// Whether positions of Winograd's tiles stand in place of taps.
+    tiled: bool,
+}
+
+impl<'a> Packed<'a> {
+    /// The filter that was packed for `d`.
+    pub fn new(d: &ConvDims, data: &'a [f32]) -> Self {
+        let (rows, main, tiled) = (pack::rows(d), pack::terms(d) * d.c(), winograd::wins(d));
+        Packed { data, rows, main, channels: d.c(), first: 0, tiled }
+    }
+    /// The input channels from `first` on.
+    pub fn from_channel(self, first: usize) -> Self {
+        Packed { first, ..self }
+    }
+    /// Row `r` of the residual, output channels from `k0`, in a tile of `width` of them.
+    pub fn residual_row(&self, k0: usize, width: usize, r: usize) -> &'a [f32] {
+        &self.data[self.rows * k0 + (self.main + r) * width..][..width]
+    }
+}
+
+/// Additions to the product that differ between images.
+pub(super) struct PerImage {
+    /// [N, K padded].
+    pub bias: Vec<f32>,
+    /// [N, 3, 3, K padded], more for the pixels at the border of a picture (top, inner, bottom; left, inner, right); or empty.
+    pub border: Vec<f32>,
 }
 
 /// What one unit writes.
@@ -43,8 +84,9 @@ pub(super) fn forward<'a>(
     input: Operand<'a, Cpu>,
     prologue: Prologue<'a, Cpu>,
     residual: Option<Operand<'a, Cpu>>,
-    packed: &'a [f32],
+    packed: Packed<'a>,
     epilogue: Epilogue<'a, Cpu>,
+    per_image: Option<PerImage>,
     out: Output<'_, Cpu>,
 ) -> Result<()> {
     let (k, k0, pixels) = (d.k as usize, out.k0, d.pixels());
@@ -55,14 +97,15 @@ pub(super) fn forward<'a>(
     let kp = pack::padded(k, lanes);
     let biases = [epilogue.bias, epilogue.bias_res];
     let rows = if biases.iter().flatten().any(|b| b.len() > k) { d.n as usize } else { 1 };
-    let mut bias = vec![0.0; rows * kp];
+    let PerImage { mut bias, border } =
+        per_image.unwrap_or_else(|| PerImage { bias: vec![0.0; rows * kp], border: Vec::new() });
     for b in biases.into_iter().flatten() {
         for (image, row) in bias.chunks_exact_mut(kp).enumerate() {
             let b = if b.len() > k { &b[image * k..] } else { b };
             row.iter_mut().zip(&b[..k]).for_each(|(sum, b)| *sum += b);
         }
     }
-    let shared = Shared { d: *d, input, prologue, residual, packed, epilogue, bias, kp, k0 };
+    let shared = Shared { d: *d, input, prologue, residual, packed, epilogue, bias, border, kp, k0 };
 
     let units = bands::units(d);
     let mut partial = Vec::new();
@@ -147,7 +190,7 @@ struct UnitKernel<'s, 'a> {
 fn run_unit(isa: Isa, shared: &Shared<'_>, job: Job<'_>) {
     let d = &shared.d;
     let (lanes, block) = (isa.lanes(), isa.block_pixels());
-    let tiled = winograd::wins(d);
+    let tiled = shared.packed.tiled;
     let band = if tiled { Band::even(d, d.c(), lanes) } else { Band::new(d, d.c(), 1) };
     let tiles = tiled.then(|| Tiles::new(d, &job.unit, band.pitch, shared.kp, block));
     let [v_len, m_len] = tiles.map_or([0; 2], |tiles| tiles.lengths());
@@ -168,6 +211,8 @@ struct Segment<'a> {
     offsets: &'a [u32],
     taps: &'a [u32],
     channels: usize,
+    /// Rows of the filter after those of the channels, for each tap.
+    skip: usize,
 }
 
 impl Kernel for UnitKernel<'_, '_> {
@@ -176,7 +221,7 @@ impl Kernel for UnitKernel<'_, '_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let UnitKernel { shared, job, band, buf, products, tables, tiles, v, m } = self;
-        let Shared { d, input, prologue, residual, packed, kp, .. } = shared;
+        let Shared { d, input, prologue, residual, packed, border, kp, .. } = shared;
         let unit = &job.unit;
         let (n, kp) = (unit.pixels(d), *kp);
         let padded_n = n.next_multiple_of(S::PIXELS);
@@ -209,23 +254,23 @@ impl Kernel for UnitKernel<'_, '_> {
         // the residual tensors (lengths checked on entry); tiles cover exactly the packed filter and kp columns of products.
         unsafe {
             bands::load::<S>(d, unit, &band, input, prologue, buf);
-            let main = Segment { base: buf.as_ptr(), offsets: main, taps, channels: d.c() };
+            let main =
+                Segment { base: buf.as_ptr(), offsets: main, taps, channels: d.c(), skip: packed.channels - d.c() };
             let mut segments = [main; 3];
             let mut used = 1;
             if let Some(r) = residual {
                 let base = r.x0[first * r0..].as_ptr();
-                segments[1] = Segment { base, offsets: off0, taps: &[0], channels: r0 };
+                segments[1] = Segment { base, offsets: off0, taps: &[0], channels: r0, skip: 0 };
                 used = 2;
                 if let Some(x1) = r.x1 {
                     let base = x1[if constant { unit.image } else { first } * r1..].as_ptr();
-                    segments[2] = Segment { base, offsets: off1, taps: &[0], channels: r1 };
+                    segments[2] = Segment { base, offsets: off1, taps: &[0], channels: r1, skip: 0 };
                     used = 3;
                 }
             }
             // By tiles the direct product is that of the residual alone.
             let segments = &segments[usize::from(tiles.is_some())..used];
-            let rows = pack::rows(d);
-            let skipped = if tiles.is_some() { winograd::POSITIONS * d.c() } else { 0 };
+            let before = if tiles.is_some() { packed.main } else { packed.first };
             let chunk = if tiles.is_some() { CHUNK_FLOATS / d.r().max(1) } else { n };
             let chunk = chunk.next_multiple_of(S::PIXELS);
             let mut start = if segments.is_empty() { n } else { 0 };
@@ -234,7 +279,7 @@ impl Kernel for UnitKernel<'_, '_> {
                 let mut k0 = 0;
                 while k0 < d.k as usize {
                     let vectors = pack::tile_vectors(d.k as usize, k0, S::LANES);
-                    let w = packed[rows * k0 + skipped * vectors * S::LANES..].as_ptr();
+                    let w = packed.data[packed.rows * k0 + before * vectors * S::LANES..].as_ptr();
                     let out = products.as_mut_ptr().add(k0);
                     let mut p = start;
                     while p < end {
@@ -249,8 +294,19 @@ impl Kernel for UnitKernel<'_, '_> {
                 for (i, offset) in in_batch.iter_mut().enumerate() {
                     *offset = (i * tiles.v_pitch) as u32;
                 }
-                let work = TileWork { d, unit, band: &band, buf, packed, offsets: in_batch, add: !segments.is_empty() };
+                let work = TileWork {
+                    d,
+                    unit,
+                    band: &band,
+                    buf,
+                    packed: *packed,
+                    offsets: in_batch,
+                    add: !segments.is_empty(),
+                };
                 work.run::<S>(tiles, v, m, products);
+            }
+            if !border.is_empty() {
+                constant::add_border::<S>(d, unit, border, products, kp);
             }
             epilogue::<S>(shared, job, products, kp);
         }
@@ -263,7 +319,7 @@ struct TileWork<'a> {
     unit: &'a Unit,
     band: &'a Band,
     buf: &'a [f32],
-    packed: &'a [f32],
+    packed: Packed<'a>,
     /// Where each tile of a batch starts in V.
     offsets: &'a [u32],
     /// Whether `products` holds something to add to.
@@ -275,8 +331,8 @@ impl TileWork<'_> {
     /// The instruction set of `S`; the band is loaded; V, M and products are those of the unit.
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, tiles: &Tiles, v: &mut [f32], m: &mut [f32], products: &mut [f32]) {
-        let TileWork { d, unit, .. } = *self;
-        let (c, k, kp, rows) = (d.c(), d.k as usize, tiles.m_pitch, pack::rows(d));
+        let TileWork { d, unit, packed, .. } = *self;
+        let (c, k, kp) = (d.c(), d.k as usize, tiles.m_pitch);
         // SAFETY: passed on; tiles of the packed filter hold 16 positions of C rows.
         unsafe {
             let mut first = 0;
@@ -291,13 +347,13 @@ impl TileWork<'_> {
                     }
                     for j in 0..winograd::ROW {
                         let base = v[j * tiles.v_step()..].as_ptr();
-                        let segment = [Segment { base, offsets: self.offsets, taps: &[0], channels: c }];
+                        let segment = [Segment { base, offsets: self.offsets, taps: &[0], channels: c, skip: 0 }];
                         let m = m[j * tiles.m_step()..].as_mut_ptr();
                         let mut k0 = 0;
                         while k0 < k {
                             let vectors = pack::tile_vectors(k, k0, S::LANES);
-                            let row = rows * k0 + (i * winograd::ROW + j) * c * vectors * S::LANES;
-                            let w = self.packed[row..].as_ptr();
+                            let row = (i * winograd::ROW + j) * packed.channels + packed.first;
+                            let w = packed.data[packed.rows * k0 + row * vectors * S::LANES..].as_ptr();
                             let mut p = 0;
                             while p < end - first {
                                 block::<S>(vectors, &segment, p, w, m.add(k0), kp);
@@ -384,6 +440,7 @@ unsafe fn product<S: Simd, const PX: usize, const CV: usize>(
                     w = w.add(CV * S::LANES);
                     c += 1;
                 }
+                w = w.add(seg.skip * CV * S::LANES);
             }
         }
         for (i, row) in acc.iter().enumerate() {

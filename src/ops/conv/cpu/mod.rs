@@ -11,6 +11,7 @@
 //! Each output is summed in the same order whatever the unit, so results depend neither on threads nor on the batch.
 
 mod bands;
+mod constant;
 mod forward;
 mod pack;
 mod wgrad;
@@ -20,6 +21,8 @@ use super::lengths::{check_epilogue, check_filter, check_input, expect, shape_er
 use super::{Conv, ConvDims, Direction, Epilogue, Filter, Operand, Output, Prologue, WeightGradients};
 use crate::device::cpu::Cpu;
 use crate::error::Result;
+use constant::Split;
+use forward::Packed;
 
 fn len(view: &&[f32]) -> usize {
     view.len()
@@ -56,7 +59,15 @@ impl Conv for Cpu {
         check_input(dims, &input, &prologue, residual.as_ref(), len)?;
         check_epilogue(dims, &epilogue, out.k0, len)?;
         expect("packed", packed.len(), self.conv_packed_len(dims))?;
-        forward::forward(self, dims, input, prologue, residual, packed, epilogue, out)
+        let packed = Packed::new(dims, packed);
+        match constant::split(dims, input, prologue, residual) {
+            None => forward::forward(self, dims, input, prologue, residual, packed, epilogue, None, out),
+            Some(split) => {
+                let per_image = Some(constant::per_image(self, dims, &split, packed)?);
+                let Split { dims, input, prologue, residual, .. } = split;
+                forward::forward(self, &dims, input, prologue, residual, packed, epilogue, per_image, out)
+            }
+        }
     }
 
     fn conv_wgrad<'a>(
@@ -69,6 +80,10 @@ impl Conv for Cpu {
         out: WeightGradients<'_, Self>,
     ) -> Result<()> {
         check_input(dims, &input, &prologue, residual.as_ref(), len)?;
-        wgrad::wgrad(self, dims, input, prologue, residual, dy, out)
+        wgrad::check(dims, dy, &out)?;
+        match constant::split(dims, input, prologue, residual) {
+            None => wgrad::wgrad(self, dims, input, prologue, residual, dy, out),
+            Some(split) => constant::wgrad(self, dims, &split, dy, out),
+        }
     }
 }

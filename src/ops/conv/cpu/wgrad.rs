@@ -93,15 +93,8 @@ impl Shared<'_> {
     }
 }
 
-pub(super) fn wgrad<'a>(
-    cpu: &Cpu,
-    d: &ConvDims,
-    input: Operand<'a, Cpu>,
-    prologue: Prologue<'a, Cpu>,
-    residual: Option<Operand<'a, Cpu>>,
-    dy: &'a [f32],
-    out: WeightGradients<'_, Cpu>,
-) -> Result<()> {
+/// Refuses gradients that do not fit.
+pub(super) fn check(d: &ConvDims, dy: &[f32], out: &WeightGradients<'_, Cpu>) -> Result<()> {
     let (k, c, r, taps) = (d.k as usize, d.c(), d.r(), d.taps());
     expect("dy", dy.len(), d.pixels() * k)?;
     expect("dw", out.dw.len(), taps * c * k)?;
@@ -118,6 +111,20 @@ pub(super) fn wgrad<'a>(
             expect(name, view.len(), want)?;
         }
     }
+    Ok(())
+}
+
+/// Lengths are checked.
+pub(super) fn wgrad<'a>(
+    cpu: &Cpu,
+    d: &ConvDims,
+    input: Operand<'a, Cpu>,
+    prologue: Prologue<'a, Cpu>,
+    residual: Option<Operand<'a, Cpu>>,
+    dy: &'a [f32],
+    out: WeightGradients<'_, Cpu>,
+) -> Result<()> {
+    let (k, c, r, taps) = (d.k as usize, d.c(), d.r(), d.taps());
     let lanes = cpu.isa().lanes();
     let kp = pack::padded(k, lanes);
     let blocks = Blocks::of(cpu.isa());
@@ -312,7 +319,14 @@ impl Kernel for UnitKernel<'_, '_> {
 /// border[t, k] += dy over the pixels whose tap t is inside the picture, for all `taps` of the filter or, with 1, for its centre:
 /// the sum of a row serves all its taps, less the first or last pixel where the tap lies left or right of it.
 #[inline(always)]
-unsafe fn border_sums<S: Simd>(d: &ConvDims, unit: &Unit, dy: &[f32], taps: usize, kp: usize, border: &mut [f32]) {
+pub(super) unsafe fn border_sums<S: Simd>(
+    d: &ConvDims,
+    unit: &Unit,
+    dy: &[f32],
+    taps: usize,
+    kp: usize,
+    border: &mut [f32],
+) {
     let (w, h, side) = (d.w as usize, d.h as usize, if taps == 9 { 3 } else { 1 });
     let halo = side / 2;
     for i in 0..unit.images * unit.rows {
