@@ -5,6 +5,7 @@
 use super::super::{ConvDims, Direction, Filter};
 use super::winograd;
 use crate::device::cpu::Cpu;
+use crate::device::cpu::simd::{Kernel, Simd, dispatch};
 
 /// Vectors of the tile that starts at channel `k0`: two, or one in a last tile where that is enough.
 #[inline(always)]
@@ -46,16 +47,36 @@ pub(super) fn pack(cpu: &Cpu, d: &ConvDims, direction: Direction, filter: &Filte
     }
     let Filter { w, w_res, forward_c, scale } = *filter;
     let source = Source { d, direction, w, w_res, forward_c, scale };
-    cpu.for_each_vectorized(jobs, |(k0, width, tile)| {
+    let isa = cpu.isa();
+    cpu.for_each(jobs, |(k0, width, tile)| dispatch(isa, PackTile { source, tiled, k0, width, tile }));
+}
+
+/// Packs one tile of output channels.
+struct PackTile<'s, 'a> {
+    source: Source<'a>,
+    tiled: bool,
+    k0: usize,
+    width: usize,
+    tile: &'s mut [f32],
+}
+
+impl Kernel for PackTile<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let PackTile { source, tiled, k0, width, tile } = self;
+        let d = source.d;
         let (main, residual) = tile.split_at_mut(terms(d) * d.c() * width);
-        let live = width.min(k - k0);
+        let live = width.min(d.k as usize - k0);
         if tiled {
             let mut taps = [0.0; 9 * MAX_WIDTH];
             for c in 0..d.c() {
                 for (t, row) in taps[..9 * width].chunks_exact_mut(width).enumerate() {
                     source.row(t, c, k0, &mut row[..live]);
                 }
-                winograd::transform_filter(&taps, width, &mut main[c * width..], d.c() * width);
+                // SAFETY: the caller vouches for the instruction set.
+                unsafe { winograd::transform_filter::<S>(&taps, width, &mut main[c * width..], d.c() * width) };
             }
         } else {
             for (row, dst) in main.chunks_exact_mut(width).enumerate() {
@@ -67,13 +88,14 @@ pub(super) fn pack(cpu: &Cpu, d: &ConvDims, direction: Direction, filter: &Filte
             dst[live..].fill(0.0);
             source.residual_row(r, k0, &mut dst[..live]);
         }
-    });
+    }
 }
 
 /// Output channels of the widest tile.
 const MAX_WIDTH: usize = 32;
 
 /// Where the rows come from.
+#[derive(Clone, Copy)]
 struct Source<'a> {
     d: &'a ConvDims,
     direction: Direction,

@@ -268,25 +268,42 @@ pub(super) unsafe fn transform_gradient_row<S: Simd>(
     }
 }
 
-/// U = G g G^T of `width` filters: `g` holds nine rows of `width`, `u` gets sixteen, `u_step` apart.
+/// G of a column: four vectors of three.
 #[inline(always)]
-pub(super) fn transform_filter(g: &[f32], width: usize, u: &mut [f32], u_step: usize) {
-    for lane in 0..width {
-        let mut columns = [[0.0; 3]; 4];
-        for s in 0..3 {
-            let [a, b, c] = [g[s * width + lane], g[(3 + s) * width + lane], g[(6 + s) * width + lane]];
-            let [sum, half] = [0.5 * (a + c), 0.5 * b];
-            columns[0][s] = a;
-            columns[1][s] = sum + half;
-            columns[2][s] = sum - half;
-            columns[3][s] = c;
-        }
-        for (i, [a, b, c]) in columns.into_iter().enumerate() {
-            let [sum, half] = [0.5 * (a + c), 0.5 * b];
-            for (j, value) in [a, sum + half, sum - half, c].into_iter().enumerate() {
-                u[(4 * i + j) * u_step + lane] = value;
+unsafe fn filter_line<S: Simd>([a, b, c]: [S::V; 3]) -> [S::V; 4] {
+    // SAFETY: the caller vouches for the instruction set.
+    unsafe {
+        let half = S::splat(0.5);
+        let (sum, b) = (S::mul(half, S::add(a, c)), S::mul(half, b));
+        [a, S::add(sum, b), S::sub(sum, b), c]
+    }
+}
+
+/// U = G g G^T of `width` filters, whole vectors: `g` holds nine rows of `width`, `u` gets sixteen, `u_step` apart.
+///
+/// # Safety
+/// The instruction set of `S`.
+#[inline(always)]
+pub(super) unsafe fn transform_filter<S: Simd>(g: &[f32], width: usize, u: &mut [f32], u_step: usize) {
+    debug_assert!(width % S::LANES == 0 && g.len() >= 9 * width && u.len() >= 15 * u_step + width);
+    let mut lane = 0;
+    while lane < width {
+        // SAFETY: the caller vouches for the instruction set; lengths as above.
+        unsafe {
+            let g = g.as_ptr().add(lane);
+            let mut columns = [[S::splat(0.0); 4]; 3];
+            for (s, column) in columns.iter_mut().enumerate() {
+                let g = g.add(s * width);
+                *column = filter_line::<S>([S::load(g), S::load(g.add(3 * width)), S::load(g.add(6 * width))]);
+            }
+            for i in 0..4 {
+                let line = filter_line::<S>([columns[0][i], columns[1][i], columns[2][i]]);
+                for (j, value) in line.into_iter().enumerate() {
+                    S::store(u.as_mut_ptr().add((4 * i + j) * u_step + lane), value);
+                }
             }
         }
+        lane += S::LANES;
     }
 }
 
