@@ -75,8 +75,9 @@ impl Tiles {
     pub fn new(d: &ConvDims, unit: &Unit, v_pitch: usize, m_pitch: usize, block: usize) -> Self {
         let (rows, columns) = (unit.rows.div_ceil(2), (d.w as usize).div_ceil(2));
         let count = unit.images * rows * columns;
-        let room = BATCH_FLOATS / (ROW * (v_pitch + m_pitch));
-        let batch = (room / block * block).clamp(block, count.next_multiple_of(block));
+        let room = (BATCH_FLOATS / (ROW * (v_pitch + m_pitch))).max(block);
+        // Of even size: a last batch of few tiles would read all filters for their sake.
+        let batch = count.div_ceil(count.div_ceil(room)).next_multiple_of(block);
         Tiles { rows, columns, count, batch, v_pitch, m_pitch }
     }
     /// Floats of V and M.
