@@ -130,6 +130,15 @@ fn cuts_into_units() {
     }
 }
 
+/// More threads than the cut for few of them has units: the same bits.
+#[test]
+fn many_threads() {
+    let cpus = Cpus::new();
+    for d in [dims(40, 4, 4, [24, 0], [3, 0], 20, 3), dims(37, 2, 3, [5, 2], [0, 0], 9, 1)] {
+        check(&cpus, &ConvSpec { stats: true, bias: true, ..ConvSpec::plain(d) }, 24);
+    }
+}
+
 /// Extents at which the CPU works on tiles of 2x2 pixels: pictures of odd and even sides, down to a single tile, channels that do and
 /// do not fill vectors, several batches of tiles and several bands.
 #[test]

@@ -107,7 +107,7 @@ pub(super) fn forward<'a>(
     }
     let shared = Shared { d: *d, input, prologue, residual, packed, epilogue, bias, border, kp, k0 };
 
-    let units = bands::units(d);
+    let units = bands::units(d, bands::MIN_UNITS.max(2 * cpu.threads()));
     let mut partial = Vec::new();
     let stats: &mut [f32] = match out.stats {
         None => &mut [],

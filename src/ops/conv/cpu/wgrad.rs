@@ -129,7 +129,7 @@ pub(super) fn wgrad<'a>(
     let kp = pack::padded(k, lanes);
     let blocks = Blocks::of(cpu.isa());
     let (main, res) = (Layout::new(d.side as usize, c, blocks), Layout::new(1, r, blocks));
-    let units = bands::units(d);
+    let units = bands::units(d, bands::MIN_UNITS);
     let biases = out.db.is_some() || out.db_res.is_some();
     let borders = if out.border_sums.is_some() { taps } else { usize::from(biases) };
     let tiled = winograd::wins(d);
