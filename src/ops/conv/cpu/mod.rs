@@ -15,6 +15,8 @@ mod constant;
 mod forward;
 mod pack;
 mod wgrad;
+mod wgrad_direct;
+mod wgrad_tiles;
 mod winograd;
 
 use super::lengths::{check_epilogue, check_filter, check_input, expect, shape_error};
