@@ -51,7 +51,7 @@ impl<'a> Packed<'a> {
         Packed { data, rows, main, channels: d.c(), first: 0, tiled }
     }
     /// The input channels from `first` on.
-    pub fn from_channel(self, first: usize) -> Self {
+    pub fn starting_at(self, first: usize) -> Self {
         Packed { first, ..self }
     }
     /// Row `r` of the residual, output channels from `k0`, in a tile of `width` of them.
