@@ -99,6 +99,8 @@ class Suite:
             "versions": versions, "threads": args.threads, "rounds": args.rounds, "precisions": self.precisions,
             "binary": self.engine.binary(), "jobs": [],
         }
+        if args.join:
+            self.result |= kept_of(self.file, set(args.only or SECTIONS))
         self.failed = False
 
     def launch(self, command: list[str], environment: dict[str, str], **options: Any) -> dict[str, Any]:
@@ -163,6 +165,7 @@ class Suite:
         entry: dict[str, Any] = {"name": job.name, "about": about, "config": config, "runs": [], "failures": {},
                                  "options": {key: value for key, value in options.items() if key != "config"}}
         self.result["jobs"].append(entry)
+        self.result["jobs"].sort(key=lambda job: list(JOBS).index(job["name"]))
         reference = Path(self.folder.name) / f"{job.name}.safetensors"
         options["reference"] = str(reference)
         written = self.torch(EAGER_TUNED, options | {"what": "reference"})
@@ -246,6 +249,17 @@ def describe(result: dict[str, Any], images: int) -> str:
     if any(share is not None for share in shares):
         text += "  others " + " ".join("?" if share is None else f"{share:.0%}" for share in shares)
     return text + (" (disturbed)" if disturbed(result) else "")
+
+
+def kept_of(file: Path, anew: set[str]) -> dict[str, Any]:
+    """The sections of an earlier result that are not measured anew; each keeps its own runs, the rest is told of the new run."""
+    try:
+        old = json.loads(file.read_text())
+    except OSError:
+        return {}
+    kept: dict[str, Any] = {"jobs": [job for job in old["jobs"] if job["name"] not in anew]}
+    kept |= {key: old[key] for key, name in (("scaling", "scaling"), ("first_step", "first-step")) if name not in anew and key in old}
+    return kept
 
 
 def results_file() -> Path:

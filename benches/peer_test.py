@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from typing import Any
 import peer_table
 from peer_engine import check_errors, first_of
 from peer_process import ChildFailed, disturbed, parse_object, run_child
-from peer_suite import JOBS, Variant, command_line
+from peer_suite import JOBS, Variant, command_line, kept_of
 
 CHECK = """r.safetensors
   quantity                                          absolute  relative  tolerance
@@ -158,6 +159,13 @@ class Tables(unittest.TestCase):
         for text in ("", peer_table.BEGIN, f"{peer_table.END}{peer_table.BEGIN}", f"{peer_table.BEGIN}{peer_table.END}{peer_table.END}"):
             with self.assertRaises(ValueError):
                 peer_table.replace_between(text, "x")
+
+    def test_sections_join_an_earlier_result(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "peer.json"
+            self.assertEqual(kept_of(file, {"scaling"}), {})
+            file.write_text(json.dumps({"jobs": [{"name": "seed-step"}, {"name": "unet2d-step"}], "scaling": {}, "first_step": {}, "date": ""}))
+            self.assertEqual(kept_of(file, {"seed-step", "scaling"}), {"jobs": [{"name": "unet2d-step"}], "first_step": {}})
 
     def test_this_repositorys_readme_has_the_markers(self) -> None:
         peer_table.replace_between((Path(__file__).resolve().parent.parent / "README.md").read_text(), "x")

@@ -78,6 +78,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--engine-args", default="", metavar="ARGS", help="further arguments of its `bench`, in one string")
     parser.add_argument("--suite", action="store_true", help="with --engine: all jobs")
     parser.add_argument("--only", metavar="NAME,...", type=lambda text: text.split(","), help="with --engine: these sections of the suite")
+    parser.add_argument("--join", action="store_true", help="keep the other sections of a result that is there")
     parser.add_argument("--rounds", type=int, default=3, help="with --engine: times that everything is repeated")
     parser.add_argument("--steps", type=int, help="timed steps in each process [5, on a GPU 100]")
     parser.add_argument("--warmup", type=int, help="steps before those, not timed [2, on a GPU 20]")
