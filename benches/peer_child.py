@@ -358,7 +358,7 @@ def step_of(options: dict[str, Any], network: nn.Module, call: Callable[..., tor
 
 def sampling_of(options: dict[str, Any], _network: nn.Module, call: Callable[..., torch.Tensor], reference: dict[str, torch.Tensor],
                 held: Held) -> dict[str, Any]:
-    """Times sampling: noise anew, the network's calls and DDIM's updates, pixels in [0, 1]."""
+    """Times sampling: noise anew, the network's calls and DDIM's updates."""
     import torch
 
     config, count, steps = options["config"], options["images"], options["sample_steps"]
@@ -372,7 +372,7 @@ def sampling_of(options: dict[str, Any], _network: nn.Module, call: Callable[...
             return sample(config, call, initial, steps).float()
 
     def timed() -> float:
-        return (draw() * 0.5 + 0.5).clamp(0, 1).mean().item()
+        return draw().mean().item()
 
     began = time.perf_counter()
     got = draw(reference.get("sample.initial_noise"))

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import tempfile
 import time
@@ -109,12 +108,10 @@ class Engine:
         if not self.measures_sampling:
             return self.sample_by_difference(job, options, threads, precision)
         command = [self.path, "bench", "sample", "--device", "cpu", "--precision", precision, "--preset", job.preset, *job.sets()]
-        command += ["--images", str(options["images"]), "--steps", str(options["sample_steps"]), "--threads", str(threads)]
+        images = str(options["images"])
+        command += ["--images", images, "--batch", images, "--sample-steps", str(options["sample_steps"]), "--threads", str(threads)]
         command += ["--repeat", str(options["steps"]), "--json", "-", *self.arguments]
-        result = self.launch(command, dict(os.environ))
-        least = first_of(result, "seconds_min", "seconds_per_run_min", "seconds_best")
-        median = first_of(result, "seconds_median", "seconds_per_run_median", "seconds")
-        return result | {"command": command, "seconds_min": least, "seconds_median": median}
+        return self.launch(command, dict(os.environ)) | {"command": command}
 
     def sample_by_difference(self, job: Job, options: dict[str, Any], threads: int, precision: str) -> dict[str, Any]:
         """The command `sample` with all steps less the same with one network call, scaled to all calls: without start and files."""
@@ -185,17 +182,6 @@ def check_errors(text: str) -> tuple[dict[str, float], list[str]]:
         if not error <= allowed:
             failed.append(name)
     return errors, failed
-
-
-def first_of(result: dict[str, Any], *keys: str) -> Any:
-    """The first of these members that is there; a list of times gives its least or its median, as the key says."""
-    for key in keys:
-        value = result.get(key)
-        if isinstance(value, list) and value:
-            return min(value) if key.endswith(("min", "best")) else statistics.median(value)
-        if isinstance(value, (int, float)):
-            return value
-    return None
 
 
 def write_json(path: Path, value: Any) -> None:

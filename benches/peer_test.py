@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import peer_table
-from peer_engine import check_errors, first_of
+from peer_engine import check_errors
 from peer_process import ChildFailed, disturbed, parse_object, run_child
 from peer_suite import JOBS, Variant, command_line, kept_of
 
@@ -96,11 +96,6 @@ class Readers(unittest.TestCase):
         self.assertEqual(errors["expect.eval.pred_noise"], 1.1e-5)
         self.assertEqual(failed, ["all gradients", "sample.images"])  # one parameter alone may be further off; not-a-number may not
         self.assertEqual(check_errors("no table"), ({}, []))
-
-    def test_times_under_several_names(self) -> None:
-        self.assertEqual(first_of({"b": 2.0}, "a", "b"), 2.0)
-        self.assertEqual(first_of({"x_min": [3.0, 1.0]}, "x_min"), 1.0)
-        self.assertIsNone(first_of({}, "a"))
 
     def test_the_command_has_no_paths_of_a_machine(self) -> None:
         words = ["--engine", "/a/b", "--suite", "--lock", "/c", "--json", "/d", "--rounds", "2"]
