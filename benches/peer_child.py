@@ -256,8 +256,8 @@ def repeat(run: Callable[[], float], options: dict[str, Any]) -> dict[str, Any]:
     others = None
     if busy is not None and busy_after is not None:
         others = max(0.0, busy_after - busy - own) / (whole * (os.cpu_count() or 1))
-    return {"others_timed": others, "seconds": seconds, "seconds_min": min(seconds), "seconds_median": statistics.median(seconds), "timed": count, "value": value,
-            "page_faults_per_run": (after.ru_minflt - before.ru_minflt) / count,
+    return {"seconds": seconds, "seconds_min": min(seconds), "seconds_median": statistics.median(seconds), "timed": count, "value": value,
+            "others_timed": others, "page_faults_per_run": (after.ru_minflt - before.ru_minflt) / count,
             "cpu_seconds_per_run": own / count}
 
 

@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,10 @@ class Variant:
 
 
 EAGER, EAGER_TUNED, COMPILED = Variant(), Variant(tuned_allocator=True), Variant(tuned_allocator=True, compile=True)
-BF16 = [Variant(tuned_allocator=True, bf16=True), Variant(tuned_allocator=True, bf16=True, compile=True)]
-TRAINING = [EAGER, EAGER_TUNED, COMPILED, *BF16]
-SAMPLING = [EAGER, EAGER_TUNED, COMPILED, Variant(tuned_allocator=True, compile=True, frozen=True)]
+# The strongest opponent has the AdamW of one pass too, which saves PyTorch 3 % of a step of unet2d-tiny.
+BEST = replace(COMPILED, fused_adamw=True)
+TRAINING = [EAGER, EAGER_TUNED, BEST, replace(EAGER_TUNED, bf16=True), replace(BEST, bf16=True)]
+SAMPLING = [EAGER, EAGER_TUNED, COMPILED, replace(COMPILED, frozen=True)]
 
 JOBS = {
     "seed-step": (Job("seed-step", "training step, `seed`", "seed", "step"), TRAINING),
