@@ -118,6 +118,30 @@ fn cuts_into_units() {
     }
 }
 
+/// Extents at which the CPU works on tiles of 2x2 pixels, as in `ops_conv`.
+#[test]
+fn tiles_of_two_by_two() {
+    let cpus = Cpus::new();
+    for (n, hw, c, k) in [
+        (3, [2, 2], 16, 16),
+        (2, [3, 3], 72, 80),
+        (2, [2, 9], 33, 35),
+        (2, [9, 2], 40, 17),
+        (3, [5, 7], 48, 24),
+        (1, [13, 50], 20, 48),
+        (1, [64, 31], 16, 33),
+        (1, [6, 300], 24, 16),
+        (9, [8, 8], 64, 64),
+        (1, [30, 34], 144, 20),
+    ] {
+        let two = plain(n, hw, [c - 5, 5], [9, 70], k, 3);
+        for borders in [false, true] {
+            check(&cpus, ConvSpec { silu: true, ..plain(n, hw, [c, 0], [0, 0], k, 3) }, borders, 2);
+            check(&cpus, ConvSpec { affine: true, x1_constant: true, res1_constant: true, ..two }, borders, 2);
+        }
+    }
+}
+
 /// Layers of the seed network, as it runs them.
 #[test]
 fn layers_of_the_seed() {

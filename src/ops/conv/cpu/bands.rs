@@ -24,16 +24,19 @@ pub(super) struct Unit {
 
 impl Unit {
     /// First pixel, counted over the whole batch.
+    #[inline(always)]
     pub fn first_pixel(&self, d: &ConvDims) -> usize {
         (self.image * d.h as usize + self.row) * d.w as usize
     }
     /// Pixels of the unit.
+    #[inline(always)]
     pub fn pixels(&self, d: &ConvDims) -> usize {
         self.images * self.rows * d.w as usize
     }
 }
 
-/// Cuts the batch into units, in pixel order.
+/// Cuts the batch into units, in pixel order. A band has an even number of rows unless it is an image's last: tiles of 2x2 pixels
+/// never straddle two bands.
 pub(super) fn units(d: &ConvDims) -> Vec<Unit> {
     let (n, h, w) = (d.n as usize, d.h as usize, d.w as usize);
     if 2 * h * w <= TARGET_PIXELS {
@@ -44,7 +47,7 @@ pub(super) fn units(d: &ConvDims) -> Vec<Unit> {
             .collect();
     }
     let bands = h.div_ceil((TARGET_PIXELS / w).max(1));
-    let rows = h.div_ceil(bands);
+    let rows = h.div_ceil(bands).next_multiple_of(2);
     (0..n)
         .flat_map(|image| (0..h).step_by(rows).map(move |row| Unit { image, images: 1, row, rows: rows.min(h - row) }))
         .collect()
@@ -59,26 +62,42 @@ pub(super) struct Band {
     pub halo: usize,
     /// Pixels per band row.
     pub width: usize,
+    /// Rows of a picture part are rounded up to these, with zeros.
+    rows: usize,
 }
 
 impl Band {
     pub fn new(d: &ConvDims, channels: usize, multiple: usize) -> Self {
         let halo = usize::from(d.side == 3);
-        Band { pitch: channels.next_multiple_of(multiple), halo, width: d.w as usize + 2 * halo }
+        Band { pitch: channels.next_multiple_of(multiple), halo, width: d.w as usize + 2 * halo, rows: 1 }
+    }
+    /// For tiles of 2x2 pixels: rows and columns are even, where the picture's are not, there are zeros.
+    pub fn even(d: &ConvDims, channels: usize, multiple: usize) -> Self {
+        let band = Band::new(d, channels, multiple);
+        Band { width: band.width.next_multiple_of(2), rows: 2, ..band }
+    }
+    /// Band rows of one image.
+    #[inline(always)]
+    fn lines(&self, rows: usize) -> usize {
+        rows.next_multiple_of(self.rows) + 2 * self.halo
     }
     /// Floats of the band rows of one image.
+    #[inline(always)]
     pub fn image_len(&self, rows: usize) -> usize {
-        (rows + 2 * self.halo) * self.width * self.pitch
+        self.lines(rows) * self.width * self.pitch
     }
     /// Floats of a unit's band.
+    #[inline(always)]
     pub fn len(&self, unit: &Unit) -> usize {
         unit.images * self.image_len(unit.rows)
     }
     /// Offset of the first tap of pixel `q` in row `row` of image `image` of the unit.
+    #[inline(always)]
     pub fn offset(&self, unit: &Unit, image: usize, row: usize, q: usize) -> usize {
         image * self.image_len(unit.rows) + (row * self.width + q) * self.pitch
     }
     /// Distance of tap `t` from the first one.
+    #[inline(always)]
     pub fn tap(&self, side: usize, t: usize) -> usize {
         ((t / side) * self.width + t % side) * self.pitch
     }
@@ -111,7 +130,7 @@ pub(super) unsafe fn load<S: Simd>(
             }
             affine => affine,
         };
-        for r in 0..unit.rows + 2 * band.halo {
+        for r in 0..band.lines(unit.rows) {
             let start = i * band.image_len(unit.rows) + r * row_len;
             let dst = &mut out[start..start + row_len];
             let y = (unit.row + r).wrapping_sub(band.halo);
@@ -121,8 +140,9 @@ pub(super) unsafe fn load<S: Simd>(
             }
             let edge = band.halo * band.pitch;
             dst[..edge].fill(0.0);
-            dst[row_len - edge..].fill(0.0);
-            let inner = &mut dst[edge..row_len - edge];
+            let end = edge + w * band.pitch;
+            dst[end..].fill(0.0);
+            let inner = &mut dst[edge..end];
             let pixel = (image * h + y) * w;
             // SAFETY: the caller vouches for the instruction set; the slices have the lengths that are passed.
             unsafe {

@@ -4,14 +4,18 @@
 //! the order of the register blocks. A block holds one filter row (three taps, or one for 1x1) by a few input channels by two
 //! vectors of output channels in registers and runs over the pixels of a sub-band that fits the first-level cache: per pixel two
 //! loads of dy and one broadcast per (tap, channel). Partials are added in order at the end.
+//!
+//! By Winograd's tiles a partial sum is dU, [16 positions, C, K]: each position is a product [C, tiles] x [tiles, K] with a block of
+//! input channels by two vectors of output channels in registers; the sum of the partials is turned into dW at the end.
 
 use super::super::{ConvDims, Operand, Prologue, WeightGradients};
 use super::bands::{self, Band, Unit};
+use super::winograd::{self, Tiles};
 use super::{expect, pack, shape_error};
 use crate::device::Memory;
 use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::simd::{Kernel, Simd, dispatch};
-use crate::device::cpu::{Cpu, Isa};
+use crate::device::cpu::{Cpu, Isa, PIECE};
 use crate::error::Result;
 
 /// Most partial sums: enough for many threads, few enough that their additions do not show.
@@ -34,7 +38,7 @@ impl Blocks {
     fn of(isa: Isa) -> Self {
         match isa {
             Isa::Avx512 => Blocks { c3: 4, c1: 8 },
-            Isa::Avx2 => Blocks { c3: 2, c1: 4 },
+            Isa::Avx2 => Blocks { c3: 2, c1: 6 },
             Isa::Portable => Blocks { c3: 1, c1: 2 },
         }
     }
@@ -76,17 +80,21 @@ struct Shared<'a> {
     dy: &'a [f32],
     main: Layout,
     res: Layout,
+    /// The main product is taken by tiles.
+    tiled: bool,
+    /// Rows of border sums: one for each tap, or for the centre tap alone, or none.
+    borders: usize,
 }
 
-pub(super) fn wgrad<'a>(
-    cpu: &Cpu,
-    d: &ConvDims,
-    input: Operand<'a, Cpu>,
-    prologue: Prologue<'a, Cpu>,
-    residual: Option<Operand<'a, Cpu>>,
-    dy: &'a [f32],
-    out: WeightGradients<'_, Cpu>,
-) -> Result<()> {
+impl Shared<'_> {
+    /// Rows of the main product in a partial sum.
+    fn main_rows(&self) -> usize {
+        if self.tiled { winograd::POSITIONS * self.main.c } else { self.main.rows() }
+    }
+}
+
+/// Refuses gradients that do not fit.
+pub(super) fn check(d: &ConvDims, dy: &[f32], out: &WeightGradients<'_, Cpu>) -> Result<()> {
     let (k, c, r, taps) = (d.k as usize, d.c(), d.r(), d.taps());
     expect("dy", dy.len(), d.pixels() * k)?;
     expect("dw", out.dw.len(), taps * c * k)?;
@@ -103,18 +111,36 @@ pub(super) fn wgrad<'a>(
             expect(name, view.len(), want)?;
         }
     }
+    Ok(())
+}
+
+/// Lengths are checked.
+pub(super) fn wgrad<'a>(
+    cpu: &Cpu,
+    d: &ConvDims,
+    input: Operand<'a, Cpu>,
+    prologue: Prologue<'a, Cpu>,
+    residual: Option<Operand<'a, Cpu>>,
+    dy: &'a [f32],
+    out: WeightGradients<'_, Cpu>,
+) -> Result<()> {
+    let (k, c, r, taps) = (d.k as usize, d.c(), d.r(), d.taps());
     let lanes = cpu.isa().lanes();
     let kp = pack::padded(k, lanes);
     let blocks = Blocks::of(cpu.isa());
     let (main, res) = (Layout::new(d.side as usize, c, blocks), Layout::new(1, r, blocks));
     let units = bands::units(d);
+    let biases = out.db.is_some() || out.db_res.is_some();
+    let borders = if out.border_sums.is_some() { taps } else { usize::from(biases) };
+    let tiled = winograd::wins(d);
+    let shared = Shared { d: *d, input, prologue, residual, dy, main, res, tiled, borders };
+    let main_rows = shared.main_rows();
     // A partial sum: main rows, residual rows, border sums; each [rows, kp], cut into tiles of k.
-    let len = (main.rows() + res.rows() + taps) * kp;
+    let len = (main_rows + res.rows() + borders) * kp;
     let parts = (PARTIAL_BUDGET / len).clamp(MIN_PARTIALS, MAX_PARTIALS);
     // A power of two deals evenly to any usual number of threads.
     let parts = (1usize << parts.ilog2()).min(units.len());
     let mut workspace = cpu.alloc(parts * len)?;
-    let shared = Shared { d: *d, input, prologue, residual, dy, main, res };
     let per = |i: usize| i * units.len() / parts;
     let jobs: Vec<_> = workspace
         .as_mut_slice()
@@ -129,6 +155,35 @@ pub(super) fn wgrad<'a>(
             run_unit(isa, &shared, unit, sums);
         }
     });
+
+    if tiled {
+        // The sum of the partials first: the turn into taps reads each position several times.
+        let (total, others) = workspace.as_mut_slice().split_at_mut(len);
+        let others = &*others;
+        let jobs: Vec<_> = total[..main_rows * kp].chunks_mut(PIECE).enumerate().collect();
+        cpu.for_each_vectorized(jobs, |(i, total)| {
+            for part in others.chunks_exact(len) {
+                let part = &part[i * PIECE..][..total.len()];
+                total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
+            }
+        });
+        let total = &workspace.as_slice()[..main_rows * kp];
+        let jobs: Vec<_> = out
+            .dw
+            .chunks_mut(k * c)
+            .enumerate()
+            .flat_map(|(tap, rows)| rows.chunks_mut(k * 32).enumerate().map(move |(i, rows)| (tap, i * 32, rows)))
+            .collect();
+        cpu.for_each_vectorized(jobs, |(tap, first, rows)| {
+            for (i, row) in rows.chunks_exact_mut(k).enumerate() {
+                for (k0, vectors) in pack::tiles(k, lanes) {
+                    let width = vectors * lanes;
+                    let at = main_rows * k0 + (first + i) * width;
+                    winograd::add_gradient(tap, &total[at..], c * width, &mut row[k0..k.min(k0 + width)]);
+                }
+            }
+        });
+    }
 
     // Add the partials, in order, into the caller's gradients.
     let partials = workspace.as_slice();
@@ -154,21 +209,24 @@ pub(super) fn wgrad<'a>(
             }
         });
     };
-    rows_of(out.dw, 0, main);
-    if let Some(dw_res) = out.dw_res {
-        rows_of(dw_res, main.rows() * kp, res);
+    if !tiled {
+        rows_of(out.dw, 0, main);
     }
-    let sums_base = (main.rows() + res.rows()) * kp;
-    let mut sums = vec![0.0; taps * k];
+    if let Some(dw_res) = out.dw_res {
+        rows_of(dw_res, main_rows * kp, res);
+    }
+    let sums_base = (main_rows + res.rows()) * kp;
+    let mut sums = vec![0.0; borders * k];
     for (tap, row) in sums.chunks_exact_mut(k).enumerate() {
         for (i, dst) in row.iter_mut().enumerate() {
             *dst = (0..parts).map(|p| partials[p * len + sums_base + tap * kp + i]).sum();
         }
     }
     // The centre tap is never outside: its border sum is the sum over all pixels.
-    let centre = &sums[taps / 2 * k..][..k];
-    for db in [out.db, out.db_res].into_iter().flatten() {
-        db.iter_mut().zip(centre).for_each(|(db, s)| *db += s);
+    if let Some(centre) = sums.chunks_exact(k).nth(borders / 2) {
+        for db in [out.db, out.db_res].into_iter().flatten() {
+            db.iter_mut().zip(centre).for_each(|(db, s)| *db += s);
+        }
     }
     if let Some(border_sums) = out.border_sums {
         border_sums.copy_from_slice(&sums);
@@ -176,14 +234,17 @@ pub(super) fn wgrad<'a>(
     Ok(())
 }
 
-/// One unit, with its scratch: the bands of main input and residual, dy padded to whole vectors, one row of output channels.
+/// One unit, with its scratch: the bands of main input and residual, dy padded to whole vectors, V and M where the product is taken
+/// by tiles.
 struct UnitKernel<'s, 'a> {
     shared: &'s Shared<'a>,
     unit: &'s Unit,
     sums: &'s mut [f32],
     bands: [Band; 2],
     res_dims: ConvDims,
-    scratch: [&'s mut [f32]; 4],
+    kp: usize,
+    tiles: Option<Tiles>,
+    scratch: [&'s mut [f32]; 5],
 }
 
 /// Runs one unit on this thread.
@@ -193,11 +254,14 @@ fn run_unit(isa: Isa, shared: &Shared<'_>, unit: &Unit, sums: &mut [f32]) {
     let kp = pack::padded(k, isa.lanes());
     // The residual as a 1x1 convolution of its own, for the band loader.
     let res_dims = ConvDims { c0: d.r0, c1: d.r1, r0: 0, r1: 0, side: 1, ..*d };
-    let bands = [Band::new(d, d.c(), shared.main.block), Band::new(&res_dims, d.r(), shared.res.block)];
+    let band = if shared.tiled { Band::even(d, d.c(), isa.lanes()) } else { Band::new(d, d.c(), shared.main.block) };
+    let bands = [band, Band::new(&res_dims, d.r(), shared.res.block)];
     let res_len = if shared.residual.is_some() { bands[1].len(unit) } else { 0 };
     let dy_len = if k == kp { 0 } else { unit.pixels(d) * kp };
-    with_scratch([bands[0].len(unit), res_len, dy_len, kp], |scratch| {
-        dispatch(isa, UnitKernel { shared, unit, sums, bands, res_dims, scratch });
+    let tiles = shared.tiled.then(|| Tiles::new(d, unit, band.pitch, kp, 8));
+    let [v_len, m_len] = tiles.map_or([0; 2], |tiles| tiles.lengths());
+    with_scratch([bands[0].len(unit), res_len, dy_len, v_len, m_len], |scratch| {
+        dispatch(isa, UnitKernel { shared, unit, sums, bands, res_dims, kp, tiles, scratch });
     });
 }
 
@@ -206,12 +270,11 @@ impl Kernel for UnitKernel<'_, '_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let UnitKernel { shared, unit, sums, bands: [band, res_band], res_dims, scratch } = self;
-        let Shared { d, input, prologue, residual, dy, main, res } = shared;
-        let [buf, res_buf, dy_buf, row_sum] = scratch;
+        let UnitKernel { shared, unit, sums, bands: [band, res_band], res_dims, kp, tiles, scratch } = self;
+        let Shared { d, input, prologue, residual, dy, main, res, borders, .. } = shared;
+        let [buf, res_buf, dy_buf, v, m] = scratch;
         let (k, n, first) = (d.k as usize, unit.pixels(d), unit.first_pixel(d));
-        let kp = row_sum.len();
-        let (main_sums, rest) = sums.split_at_mut(main.rows() * kp);
+        let (main_sums, rest) = sums.split_at_mut(shared.main_rows() * kp);
         let (res_sums, border) = rest.split_at_mut(res.rows() * kp);
         let dy = &dy[first * k..(first + n) * k];
         // SAFETY: the caller vouches for the instruction set; the geometry below stays inside band, dy and sums.
@@ -229,14 +292,21 @@ impl Kernel for UnitKernel<'_, '_> {
                 }
                 dy_buf
             };
-            border_sums::<S>(d, unit, dy, row_sum, border);
+            if *borders > 0 {
+                border_sums::<S>(d, unit, dy, *borders, kp, border);
+            }
+            if let Some(tiles) = &tiles {
+                TileWork { d, unit, band: &band, buf, dy }.accumulate::<S>(tiles, v, m, main_sums);
+            }
             let rows = unit.images * unit.rows;
             let sub = if d.w as usize >= SUB_PIXELS { 1 } else { SUB_PIXELS / d.w as usize };
             let mut row = 0;
-            while row < rows {
+            while row < rows && (tiles.is_none() || residual.is_some()) {
                 let end = if row + sub < rows { row + sub } else { rows };
                 let geometry = Geometry { d, unit, dy, kp, row, end };
-                geometry.accumulate::<S>(&band, buf, main, main_sums);
+                if tiles.is_none() {
+                    geometry.accumulate::<S>(&band, buf, main, main_sums);
+                }
                 if residual.is_some() {
                     geometry.accumulate::<S>(&res_band, res_buf, res, res_sums);
                 }
@@ -246,11 +316,18 @@ impl Kernel for UnitKernel<'_, '_> {
     }
 }
 
-/// border[t, k] += dy over the pixels whose tap t is inside the picture: the sum of a row serves all its taps, less the first
-/// or last pixel where the tap lies left or right of it.
+/// border[t, k] += dy over the pixels whose tap t is inside the picture, for all `taps` of the filter or, with 1, for its centre:
+/// the sum of a row serves all its taps, less the first or last pixel where the tap lies left or right of it.
 #[inline(always)]
-unsafe fn border_sums<S: Simd>(d: &ConvDims, unit: &Unit, dy: &[f32], row_sum: &mut [f32], border: &mut [f32]) {
-    let (w, h, side, kp) = (d.w as usize, d.h as usize, d.side as usize, row_sum.len());
+pub(super) unsafe fn border_sums<S: Simd>(
+    d: &ConvDims,
+    unit: &Unit,
+    dy: &[f32],
+    taps: usize,
+    kp: usize,
+    border: &mut [f32],
+) {
+    let (w, h, side) = (d.w as usize, d.h as usize, if taps == 9 { 3 } else { 1 });
     let halo = side / 2;
     for i in 0..unit.images * unit.rows {
         let row = &dy[i * w * kp..(i + 1) * w * kp];
@@ -287,6 +364,147 @@ unsafe fn border_sums<S: Simd>(d: &ConvDims, unit: &Unit, dy: &[f32], row_sum: &
     }
 }
 
+/// The main product of a unit by Winograd's tiles.
+struct TileWork<'a> {
+    d: &'a ConvDims,
+    unit: &'a Unit,
+    band: &'a Band,
+    buf: &'a [f32],
+    /// Of the unit, padded to whole vectors.
+    dy: &'a [f32],
+}
+
+impl TileWork<'_> {
+    /// sums[k tile][position, c, lane] += V^T M of all tiles.
+    ///
+    /// # Safety
+    /// The instruction set of `S`; the band is loaded; V and M are those of the unit.
+    #[inline(always)]
+    unsafe fn accumulate<S: Simd>(&self, tiles: &Tiles, v: &mut [f32], m: &mut [f32], sums: &mut [f32]) {
+        let TileWork { d, unit, .. } = *self;
+        let (c, kp, rows) = (d.c(), tiles.m_pitch, winograd::POSITIONS * d.c());
+        debug_assert!(sums.len() == rows * kp);
+        // SAFETY: passed on; blocks cover the C rows and kp columns of each position.
+        unsafe {
+            let mut first = 0;
+            while first < tiles.count {
+                let end = if first + tiles.batch < tiles.count { first + tiles.batch } else { tiles.count };
+                for position in 0..winograd::POSITIONS {
+                    let (i, j) = (position / winograd::ROW, position % winograd::ROW);
+                    let mut tile = if j == 0 { first } else { end };
+                    while tile < end {
+                        let run = tiles.run(first, tile, end);
+                        winograd::transform_input_row::<S>(tiles, unit, self.band, self.buf, run, i, v);
+                        winograd::transform_gradient_row::<S>(tiles, d, unit, self.dy, run, i, m);
+                        tile += run.count;
+                    }
+                    let v = v[j * tiles.v_step()..].as_ptr();
+                    let m = m[j * tiles.m_step()..].as_ptr();
+                    let mut k0 = 0;
+                    while k0 < kp {
+                        let vectors = pack::tile_vectors(kp, k0, S::LANES);
+                        let sums = sums.as_mut_ptr().add(rows * k0 + position * c * vectors * S::LANES);
+                        let product = Outer { v, m: m.add(k0), tiles, count: end - first, sums };
+                        if vectors == 2 {
+                            product.rows::<S, 2>(c);
+                        } else {
+                            product.rows::<S, 1>(c);
+                        }
+                        k0 += vectors * S::LANES;
+                    }
+                }
+                first = end;
+            }
+        }
+    }
+}
+
+/// V^T M of one position and one tile of output channels.
+struct Outer<'a> {
+    v: *const f32,
+    m: *const f32,
+    tiles: &'a Tiles,
+    /// Tiles in the batch.
+    count: usize,
+    sums: *mut f32,
+}
+
+impl Outer<'_> {
+    /// All `c` rows, in blocks as high as the registers allow.
+    ///
+    /// # Safety
+    /// As [`TileWork::accumulate`].
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const CV: usize>(&self, c: usize) {
+        let mut i = 0;
+        // SAFETY: passed on.
+        unsafe {
+            if S::PIXELS == 8 {
+                while i + 8 <= c {
+                    self.block::<S, 8, CV>(i);
+                    i += 8;
+                }
+            }
+            if S::PIXELS == 6 {
+                while i + 6 <= c {
+                    self.block::<S, 6, CV>(i);
+                    i += 6;
+                }
+            }
+            if S::PIXELS >= 6 && i + 4 <= c {
+                self.block::<S, 4, CV>(i);
+                i += 4;
+            }
+            while i + 2 <= c {
+                self.block::<S, 2, CV>(i);
+                i += 2;
+            }
+            if i < c {
+                self.block::<S, 1, CV>(i);
+            }
+        }
+    }
+
+    /// CB input channels from `c` by CV vectors of output channels in registers, over the tiles of the batch.
+    ///
+    /// # Safety
+    /// As [`TileWork::accumulate`].
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop)] // plain counted loops unroll into registers
+    unsafe fn block<S: Simd, const CB: usize, const CV: usize>(&self, c: usize) {
+        // SAFETY: as the function's contract says.
+        unsafe {
+            let sums = self.sums.add(c * CV * S::LANES);
+            let mut acc = [[S::splat(0.0); CV]; CB];
+            for i in 0..CB {
+                for v in 0..CV {
+                    acc[i][v] = S::load(sums.add((i * CV + v) * S::LANES));
+                }
+            }
+            let (mut x, mut y) = (self.v.add(c), self.m);
+            for _ in 0..self.count {
+                let mut g = [S::splat(0.0); CV];
+                for v in 0..CV {
+                    g[v] = S::load(y.add(v * S::LANES));
+                }
+                for i in 0..CB {
+                    let b = S::broadcast(x, i);
+                    for v in 0..CV {
+                        acc[i][v] = S::fma(b, g[v], acc[i][v]);
+                    }
+                }
+                x = x.add(self.tiles.v_pitch);
+                y = y.add(self.tiles.m_pitch);
+            }
+            for i in 0..CB {
+                for v in 0..CV {
+                    S::store(sums.add((i * CV + v) * S::LANES), acc[i][v]);
+                }
+            }
+        }
+    }
+}
+
 /// A sub-band of the unit: rows `row..end` of its images, counted through.
 struct Geometry<'a> {
     d: &'a ConvDims,
@@ -317,7 +535,7 @@ impl Geometry<'_> {
                         if S::PIXELS == 8 {
                             self.sides::<S, 4, 8>(layout.side, vectors, band, buf, [r, c, k0], block);
                         } else if S::PIXELS == 6 {
-                            self.sides::<S, 2, 4>(layout.side, vectors, band, buf, [r, c, k0], block);
+                            self.sides::<S, 2, 6>(layout.side, vectors, band, buf, [r, c, k0], block);
                         } else {
                             self.sides::<S, 1, 2>(layout.side, vectors, band, buf, [r, c, k0], block);
                         }
