@@ -48,6 +48,10 @@ class Engine:
         self.measures_sampling = bool(re.search(r"^\s+sample\s", self.text("bench", "--help"), re.MULTILINE))
         self.models: dict[str, Path] = {}
 
+    def plain(self, text: str) -> str:
+        """A word or message without this machine's paths."""
+        return text.replace(self.path, "ddim-engine").replace(self.folder.name, "TEMPORARY")
+
     def text(self, *arguments: str) -> str:
         """What a short command prints."""
         try:
@@ -93,7 +97,8 @@ class Engine:
         for key in ("seconds_min", "seconds_median"):
             if not isinstance(result.get(key), (int, float)):
                 raise ChildFailed(f"the engine's JSON lacks {key}; it has {', '.join(sorted(result))}")
-        return result | {"who": "engine", "variant": f"engine, {precision}", "precision": precision, "threads": threads}
+        command = " ".join(self.plain(word) for word in result["command"])
+        return result | {"who": "engine", "variant": f"engine, {precision}", "precision": precision, "threads": threads, "command": command}
 
     def step(self, job: Job, options: dict[str, Any], threads: int, precision: str) -> dict[str, Any]:
         """`bench step`: the time of a step on the host, with the copy of the batch, AdamW and the moving average of the weights."""
@@ -140,20 +145,20 @@ class Engine:
             self.models[key] = run
         return self.models[key]
 
-    def first_step(self, job: Job) -> dict[str, Any]:
+    def first_step(self, job: Job, prefix: list[str]) -> dict[str, Any]:
         """Seconds from the launch of `train` to the line that tells of the end of its first step; pictures are made or read before it."""
         with tempfile.TemporaryDirectory(prefix="peer-") as folder:
             command = [self.path, "train", "--preset", job.preset, *job.sets(), "--steps", "1", "--device", "cpu", "--set", "sample_count=0",
                        "--run-dir", f"{folder}/run"]
             start, told = time.monotonic(), None
-            child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+            child = subprocess.Popen([*prefix, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
             assert child.stderr is not None
             for line in child.stderr:
                 if told is None and re.match(r"epoch 1\b", line):
                     told = time.monotonic() - start
             if child.wait() or told is None:
                 raise ChildFailed(f"`{' '.join(command)}` did not tell of its first step (exit code {child.returncode})")
-        return {"command": command, "launch_to_first_step_s": told}
+        return {"command": " ".join(self.plain(word.replace(folder, "TEMPORARY")) for word in command), "launch_to_first_step_s": told}
 
     def binary(self) -> dict[str, Any]:
         """Size of the program, as it is and without symbols, where strip is there."""

@@ -90,6 +90,7 @@ class Suite:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.folder = tempfile.TemporaryDirectory(prefix="peer-")
+        self.prefix = ["nice", "-n", str(args.nice)] if args.nice else []
         self.engine = Engine(args.engine, self.launch, args.engine_args.split())
         self.precisions = self.engine.precisions()
         self.file = Path(args.json) if args.json and args.json != "-" else results_file()
@@ -108,8 +109,7 @@ class Suite:
         """Runs one child, alone as far as this machine's users agree."""
         with held(self.args.lock):
             wait_idle(self.args.wait_idle)
-            prefix = ["nice", "-n", str(self.args.nice)] if self.args.nice else []
-            return run_child([*prefix, *command], environment, limit=CHILD_LIMIT_S, beside=BESIDE_S, **options)
+            return run_child([*self.prefix, *command], environment, limit=CHILD_LIMIT_S, beside=BESIDE_S, **options)
 
     def torch(self, variant: Variant, options: dict[str, Any]) -> dict[str, Any]:
         """Runs PyTorch in a child."""
@@ -143,6 +143,12 @@ class Suite:
         """Prints a line for a run, and returns it."""
         print("  " + describe(run, images), flush=True)
         return run
+
+    def plain(self, text: str) -> str:
+        """A message without this machine's paths."""
+        for path, name in ((sys.executable, "python"), (str(ROOT), "."), (self.folder.name, "TEMPORARY")):
+            text = text.replace(path, name)
+        return self.engine.plain(text)
 
     def options(self, job: Job) -> dict[str, Any]:
         """What both sides are told of a job."""
@@ -190,12 +196,12 @@ class Suite:
                     peer = self.torch(variant, options)
                 except ChildFailed as failure:
                     print(f"  {variant.name}: {failure}", file=sys.stderr, flush=True)
-                    failures[variant.name] = str(failure)
+                    failures[variant.name] = self.plain(str(failure))
                     self.failed = True
                     self.save()
                     continue
                 peer |= {"who": "torch", "variant": variant.name, "precision": "bf16" if variant.bf16 else "fp32", "against": precision,
-                         "round": number}
+                         "round": number, "options": asdict(variant)}
                 entry["runs"].append(self.report(peer, images))
                 self.result["versions"].setdefault("onednn", peer["onednn"])
                 entry["runs"].append(self.report(self.ours(job, options, precision, number), images))
@@ -232,7 +238,7 @@ class Suite:
         entry: dict[str, Any] = {"about": about, "engine": [], "torch": []}
         for _ in range(FIRST_STEPS):
             with held(self.args.lock):
-                entry["engine"].append(self.engine.first_step(job))
+                entry["engine"].append(self.engine.first_step(job, self.prefix))
             entry["torch"].append(self.torch(EAGER, options))
             ours, peer = (entry[who][-1]["launch_to_first_step_s"] for who in ("engine", "torch"))
             print(f"  engine {ours:.2f} s, PyTorch {peer:.2f} s", flush=True)
