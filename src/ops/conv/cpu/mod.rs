@@ -7,9 +7,9 @@
 //!
 //! Each output is summed in the same order whatever the unit, so results depend neither on threads nor on the batch.
 
-mod bands;
-mod forward;
-mod pack;
+pub(in crate::ops) mod bands;
+pub(in crate::ops) mod forward;
+pub(in crate::ops) mod pack;
 mod wgrad;
 
 use super::lengths::{check_epilogue, check_filter, check_input, expect, shape_error};
