@@ -131,26 +131,22 @@ fn run_unit(isa: Isa, shared: &Shared<'_>, job: Job<'_>) {
     });
 }
 
-impl UnitKernel<'_, '_> {
-    /// Fills the offsets of the pixels of one plane; `first` is the unit's image, row and column of its first pixel in the band, `step` the distance
-    /// of two.
-    #[inline(always)]
-    fn fill(offsets: &mut [u32], plane: Plane, images: usize, source: &Unit, band: &Band, first: usize, step: usize) {
-        let n = images * plane.image;
-        let (mut image, mut row, mut col) = (0, 0, 0);
-        for (p, offset) in offsets.iter_mut().enumerate() {
-            *offset = band.offset(source, image, step * row + first, step * col + first) as u32;
-            if p + 1 < n {
-                col += 1;
-                if col == plane.row {
-                    (row, col) = (row + 1, 0);
-                }
-                if row * plane.row == plane.image {
-                    (image, row) = (image + 1, 0);
-                }
+/// Fills the offsets in the band of a plane's pixels. Its first pixel is that of row and column `first`; from one row or column to the next it is `step`.
+#[inline(always)]
+fn fill(offsets: &mut [u32], plane: Plane, images: usize, source: &Unit, band: &Band, first: [usize; 2], step: usize) {
+    let mut at = 0;
+    for image in 0..images {
+        for row in 0..plane.image / plane.row {
+            let mut offset = band.offset(source, image, step * row + first[0], first[1]);
+            for slot in &mut offsets[at..at + plane.row] {
+                *slot = offset as u32;
+                offset += step * band.pitch;
             }
+            at += plane.row;
         }
     }
+    let last = offsets[at - 1];
+    offsets[at..].fill(last);
 }
 
 impl Kernel for UnitKernel<'_, '_> {
@@ -180,16 +176,12 @@ impl Kernel for UnitKernel<'_, '_> {
                 // The band begins one pixel outside. Rows and columns in front of the unit's are those of odd classes alone.
                 let [a, b] = class.parity;
                 let first = [1 - plan.back() - plan.extra(a), 1 - plan.back() - plan.extra(b)];
-                Self::fill(offsets, plane, unit.images, &source, &band, 0, 1);
-                let lead = band.offset(&source, 0, first[0], first[1]) as u32;
-                for offset in offsets.iter_mut() {
-                    *offset += lead;
-                }
+                fill(offsets, plane, unit.images, &source, &band, first, 1);
             } else {
                 for (t, slot) in taps[i].iter_mut().enumerate() {
                     *slot = band.tap(3, t) as u32;
                 }
-                Self::fill(offsets, plane, unit.images, &source, &band, plan.offset, 2);
+                fill(offsets, plane, unit.images, &source, &band, [plan.offset; 2], 2);
             }
         }
         let y_first = out.first_pixel(&plan.side(plan.spread, c)) * k;
