@@ -16,7 +16,7 @@ pub(super) const MIN_UNITS: usize = 16;
 /// A contiguous run of pixels: `rows` rows from `row` on of each of `images` images from `image` on (several images only where
 /// `rows` is the whole height).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Unit {
+pub(in crate::ops) struct Unit {
     pub image: usize,
     pub images: usize,
     pub row: usize,
@@ -56,7 +56,7 @@ pub(super) fn units(d: &ConvDims, least: usize) -> Vec<Unit> {
 
 /// Geometry of a band: one padded picture part per image, `pitch` floats per pixel.
 #[derive(Clone, Copy)]
-pub(super) struct Band {
+pub(in crate::ops) struct Band {
     /// Floats per pixel: the channels, padded where a kernel wants it.
     pub pitch: usize,
     /// 1 for a 3x3 filter, 0 for 1x1.
@@ -109,7 +109,7 @@ impl Band {
 /// # Safety
 /// The instruction set of `S` must be available. Lengths were checked on entry to the operation.
 #[inline(always)]
-pub(super) unsafe fn load<S: Simd>(
+pub(in crate::ops) unsafe fn load<S: Simd>(
     d: &ConvDims,
     unit: &Unit,
     band: &Band,
