@@ -9,7 +9,7 @@ use ddim_engine::kernels;
 
 fn program(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ddim-engine"));
-    command.args(args).env_remove("DDIM_ISA").env_remove("DDIM_DATA_DIR").stdin(Stdio::null());
+    command.args(args).env_remove("DDIM_ISA").env_remove("DDIM_BF16").env_remove("DDIM_DATA_DIR").stdin(Stdio::null());
     command
 }
 
@@ -120,8 +120,8 @@ fn bad_settings_are_refused() {
     refused(&["train", "--epochs", "1", "--steps", "1"], &["--epochs", "--steps"]);
     refused(&["train", "--precision", "fp16"], &["--precision fp16", "auto, fp32, tf32, bf16"]);
     refused(
-        &["train", "--device", "cpu", "--precision", "bf16"],
-        &["precision bf16", "not available on the CPU", "--precision auto"],
+        &["train", "--device", "cpu", "--precision", "tf32"],
+        &["precision tf32", "not available on the CPU", "--precision auto"],
     );
     refused(&["train", "--config", "no/such.toml"], &["no/such.toml"]);
     refused(&["train", "--threads", "x"], &["--threads"]);
@@ -246,6 +246,11 @@ fn doctor_knows_forced_instruction_sets_and_missing_folders() {
     assert!(out.contains("portable, forced by DDIM_ISA"), "{out}");
     let out = doctor(&[("DDIM_ISA", Path::new("mmx"))], &[]);
     assert!(out.contains("DDIM_ISA=\"mmx\" is not one of") && out.contains("unset DDIM_ISA"), "{out}");
+    assert!(out.contains("--precision bf16   bf16 computed in fp32") || out.contains("bf16 by vdpbf16ps"), "{out}");
+    let out = doctor(&[("DDIM_BF16", Path::new("dot"))], &[]);
+    assert!(out.contains("--precision bf16   bf16 emulated") || out.contains("bf16 by vdpbf16ps"), "{out}");
+    let out = doctor(&[("DDIM_BF16", Path::new("yes"))], &[]);
+    assert!(out.contains("expected fp32 or dot") && out.contains("unset DDIM_BF16"), "{out}");
     let out = doctor(&[("HOME", Path::new("")), ("XDG_CACHE_HOME", Path::new(""))], &[]);
     assert!(out.contains("set DDIM_DATA_DIR"), "{out}");
 }

@@ -246,7 +246,7 @@ fn slips_are_refused_before_anything_is_written() {
     refused(&["--resume", "pictures"], &["pictures: is not the folder of a sweep"]);
     refused(&["no/such.toml"], &["no/such.toml: cannot read"]);
     refused(&["--grid", "lr=0.1", "--jobs", "0"], &["--jobs"]);
-    refused(&["--grid", "precision=fp32,bf16", "--device", "cpu"], &["precision bf16 is not available on the CPU"]);
+    refused(&["--grid", "precision=fp32,tf32", "--device", "cpu"], &["precision tf32 is not available on the CPU"]);
     for (text, needles) in [
         ("lr = ", &["line 1: not TOML"][..]),
         ("lr = 1\nlearning_rate = 2", &["unknown key `learning_rate`", "did you mean `lr`?"]),

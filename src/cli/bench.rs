@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use ddim_engine::config::{Config, Precision};
-use ddim_engine::device::gpu::Arithmetic;
 use ddim_engine::error::Result;
 
 use super::bench_ops::BenchOps;
@@ -51,7 +50,7 @@ enum What {
         #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
         repeat: u32,
 
-        /// Arithmetic: auto, fp32, and on a GPU tf32 or bf16
+        /// Arithmetic: auto, fp32, bf16, and on a GPU tf32
         #[arg(long, value_name = "PRECISION", default_value = "auto")]
         precision: String,
     },
@@ -71,7 +70,7 @@ impl Args {
             What::Ops { device, batch, repeat, precision } => {
                 let device = device.choose(device.threads(0), Precision::parse(&precision)?, Prefer::Speed)?;
                 print::stderr(&device.line);
-                let element = if device.arithmetic() == Arithmetic::Bf16 { 2 } else { 4 };
+                let element = device.activation_bytes();
                 let operations = device.run(BenchOps { batch, repeat: repeat as usize, element })?;
                 let result = serde_json::json!({
                     "what": "operations",

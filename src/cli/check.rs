@@ -28,7 +28,7 @@ pub struct Args {
     #[command(flatten)]
     device: DeviceArgs,
 
-    /// Arithmetic: auto, fp32, and on a GPU tf32 or bf16
+    /// Arithmetic: auto, fp32, bf16, and on a GPU tf32
     #[arg(long, value_name = "PRECISION", default_value = "auto")]
     precision: String,
 }

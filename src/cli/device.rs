@@ -2,7 +2,7 @@
 
 use clap::Args;
 use ddim_engine::config::Precision;
-use ddim_engine::device::cpu::{Cpu, Isa};
+use ddim_engine::device::cpu::{Cpu, Isa, Products};
 use ddim_engine::device::cuda::{self, Cuda, GpuInfo};
 use ddim_engine::device::gpu::{Arithmetic, Gpu};
 use ddim_engine::device::sim::Sim;
@@ -53,7 +53,7 @@ pub trait Work {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    Cpu { threads: usize },
+    Cpu { threads: usize, products: Products },
     Cuda { gpu: GpuInfo, arithmetic: Arithmetic },
     Sim { arithmetic: Arithmetic },
 }
@@ -132,7 +132,7 @@ impl Chosen {
     /// The device cannot be opened; what the work returns.
     pub fn run<W: Work>(&self, work: W) -> Result<W::Output> {
         match &self.kind {
-            Kind::Cpu { threads } => work.run(&Cpu::new(*threads)?),
+            Kind::Cpu { threads, products } => work.run(&Cpu::new(*threads)?.with_products(*products)?),
             Kind::Cuda { gpu, arithmetic } => {
                 let gpu = Gpu::new(Cuda::open(gpu)?, *arithmetic);
                 if std::env::var_os("DDIM_SEPARATE_BUFFERS").is_some_and(|v| !v.is_empty()) {
@@ -149,9 +149,24 @@ impl Chosen {
         matches!(self.kind, Kind::Cuda { .. })
     }
 
+    /// Bytes of an activation in its memory.
+    pub fn activation_bytes(&self) -> u64 {
+        match self.kind {
+            Kind::Cpu { .. } => 4,
+            Kind::Cuda { arithmetic, .. } | Kind::Sim { arithmetic } => {
+                if arithmetic == Arithmetic::Bf16 {
+                    2
+                } else {
+                    4
+                }
+            }
+        }
+    }
+
     /// How it computes.
     pub fn arithmetic(&self) -> Arithmetic {
         match self.kind {
+            Kind::Cpu { products, .. } if products.paired() => Arithmetic::Bf16,
             Kind::Cpu { .. } => Arithmetic::Fp32,
             Kind::Cuda { arithmetic, .. } | Kind::Sim { arithmetic } => arithmetic,
         }
@@ -159,15 +174,22 @@ impl Chosen {
 }
 
 fn on_cpu(threads: usize, precision: Precision, why: &str) -> Result<Chosen> {
-    if let Precision::Tf32 | Precision::Bf16 = precision {
-        let name = if precision == Precision::Tf32 { "tf32" } else { "bf16" };
-        let what = format!("precision {name} is not available on the CPU, which computes in fp32{why}");
-        return Err(Error::Usage(format!("{what}; use --precision auto, or a GPU")));
-    }
+    let isa = Isa::detect();
+    let (products, note) = match precision {
+        Precision::Auto | Precision::Fp32 => (Products::Fp32, String::new()),
+        Precision::Bf16 => {
+            let products = Products::for_bf16(isa)?;
+            (products, format!(", {}", products.describe(isa)))
+        }
+        Precision::Tf32 => {
+            let what = format!("precision tf32 is not available on the CPU, which computes in fp32 or bf16{why}");
+            return Err(Error::Usage(format!("{what}; use --precision auto, or a GPU")));
+        }
+    };
     let count = if threads == 0 { cores() } else { threads };
     let plural = if count == 1 { "" } else { "s" };
-    let line = format!("device: cpu ({}, {count} thread{plural}){why}", Isa::detect());
-    Ok(Chosen { kind: Kind::Cpu { threads }, line })
+    let line = format!("device: cpu ({isa}, {count} thread{plural}){note}{why}");
+    Ok(Chosen { kind: Kind::Cpu { threads, products }, line })
 }
 
 fn on_gpu(gpu: GpuInfo, precision: Precision, prefer: Prefer) -> Chosen {

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
-use ddim_engine::device::cpu::Isa;
+use ddim_engine::device::cpu::{Isa, Products};
 use ddim_engine::device::cuda;
 use ddim_engine::error::Result;
 use ddim_engine::kernels;
@@ -30,6 +30,7 @@ impl Args {
         report.build();
         report.gpus();
         report.cpu();
+        report.bf16();
         report.memory();
         report.folders(self.data_dir);
         report.line("terminal", terminal());
@@ -134,6 +135,17 @@ impl Report {
         } else {
             self.line("in use", format!("{used} (DDIM_ISA={forced:?} is not one of {})", has.join(", ")));
             self.remedy("unset DDIM_ISA, or set it to an instruction set of this CPU");
+        }
+    }
+
+    fn bf16(&mut self) {
+        let isa = Isa::detect();
+        match Products::for_bf16(isa) {
+            Ok(products) => self.line("--precision bf16", products.describe(isa)),
+            Err(error) => {
+                self.line("--precision bf16", format!("refused: {error}"));
+                self.remedy("unset DDIM_BF16");
+            }
         }
     }
 

@@ -72,7 +72,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 
-    /// Arithmetic: auto, fp32, and on a GPU tf32 or bf16
+    /// Arithmetic: auto, fp32, bf16, and on a GPU tf32
     #[arg(long, value_name = "PRECISION")]
     precision: Option<String>,
 

@@ -80,7 +80,7 @@ pub struct Settings {
     #[arg(long, value_name = "SOURCE")]
     data: Option<String>,
 
-    /// Arithmetic: auto, fp32, and on a GPU tf32 or bf16
+    /// Arithmetic: auto, fp32, bf16, and on a GPU tf32
     #[arg(long, value_name = "PRECISION")]
     precision: Option<String>,
 

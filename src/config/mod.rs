@@ -117,7 +117,8 @@ pub enum Precision {
     Fp32,
     /// Single precision with factors of convolutions rounded to tf32; on a GPU.
     Tf32,
-    /// Activations and factors in bfloat16, sums, statistics, weights and optimiser in single precision; on a GPU.
+    /// Activations and factors in bfloat16, sums, statistics, weights and optimiser in single precision. On a CPU the factors of 3x3
+    /// convolutions alone, where the processor gains by it ([`crate::device::cpu::Products`]).
     Bf16,
 }
 

@@ -87,7 +87,11 @@ impl Place {
     pub fn program<S: AsRef<str>>(&self, args: &[S]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ddim-engine"));
         command.args(args.iter().map(AsRef::as_ref)).current_dir(self.dir.path()).stdin(Stdio::null());
-        command.env("XDG_CACHE_HOME", self.path("user-cache")).env_remove("DDIM_DATA_DIR").env_remove("DDIM_ISA");
+        command
+            .env("XDG_CACHE_HOME", self.path("user-cache"))
+            .env_remove("DDIM_DATA_DIR")
+            .env_remove("DDIM_ISA")
+            .env_remove("DDIM_BF16");
         command
     }
 

@@ -2,10 +2,12 @@
 
 pub(crate) mod gemm;
 mod memory;
+mod products;
 pub(crate) mod scratch;
 pub mod simd;
 
 pub use memory::{CpuBuffer, CpuReadBack};
+pub use products::Products;
 pub use simd::Isa;
 
 use std::cell::RefCell;
@@ -21,6 +23,7 @@ pub struct Cpu {
     store: Rc<RefCell<Store>>,
     pool: rayon::ThreadPool,
     isa: Isa,
+    products: Products,
     threads: usize,
 }
 
@@ -50,7 +53,22 @@ impl Cpu {
             .thread_name(|i| format!("ddim-cpu-{i}"))
             .build()
             .map_err(|e| Error::Failed(format!("cannot start {threads} worker threads: {e}")))?;
-        Ok(Cpu { store: Rc::default(), pool, isa, threads })
+        Ok(Cpu { store: Rc::default(), pool, isa, products: Products::Fp32, threads })
+    }
+
+    /// The same device with these factors in the products of its convolutions. Filters that were packed before do not fit it.
+    ///
+    /// # Errors
+    /// This machine lacks the instruction.
+    pub fn with_products(self, products: Products) -> Result<Self> {
+        if !products.available(self.isa) {
+            return Err(Error::Usage(format!(
+                "this CPU has no vdpbf16ps with {}; use {:?}",
+                self.isa,
+                Products::Bf16Emulated
+            )));
+        }
+        Ok(Cpu { products, ..self })
     }
 
     /// Fills every new buffer with NaN, so that a read of what was never written shows. For tests.
@@ -61,6 +79,11 @@ impl Cpu {
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// The factors of the products of convolutions.
+    pub fn products(&self) -> Products {
+        self.products
     }
 
     /// Worker threads.

@@ -7,6 +7,10 @@
 
 use std::fmt;
 
+use half::bf16;
+
+use super::Products;
+
 /// Instruction set of the CPU kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
@@ -106,6 +110,31 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// 1 / a for a in [1, 1e38], relative error below 2e-7: an estimate and a Newton step where there is one, since a division
     /// keeps its unit busy for 16 cycles.
     unsafe fn recip(a: Self::V) -> Self::V;
+    /// Of lanes that hold a bfloat16 in each half: the first of each pair, in the low half, as `f32`.
+    unsafe fn first_of_pair(a: Self::V) -> Self::V;
+    /// The second of each pair.
+    unsafe fn second_of_pair(a: Self::V) -> Self::V;
+    /// acc + a.second * b.second + a.first * b.first, in this order, of pairs of bfloat16. The products are exact; both sums round.
+    #[inline(always)]
+    unsafe fn dot(a: Self::V, b: Self::V, acc: Self::V) -> Self::V {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe {
+            let acc = Self::fma(Self::second_of_pair(a), Self::second_of_pair(b), acc);
+            Self::fma(Self::first_of_pair(a), Self::first_of_pair(b), acc)
+        }
+    }
+    /// Rounds to bfloat16 and stores pairs of neighbours: `LANES / 2` elements to `p`.
+    #[inline(always)]
+    unsafe fn store_pairs(p: *mut f32, a: Self::V) {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: 16 elements are enough for any vector; the caller vouches for the elements at `p`.
+        unsafe {
+            Self::store(lanes.as_mut_ptr(), a);
+            for (i, pair) in lanes[..Self::LANES].chunks_exact(2).enumerate() {
+                p.add(i).write_unaligned(pair_of(pair[0], pair[1]));
+            }
+        }
+    }
     /// Lane-wise smaller.
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// Lane-wise larger.
@@ -209,6 +238,25 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     }
 }
 
+/// Two numbers rounded to bfloat16 (nearest, ties to even), the first in the low half, in the bits of an `f32`.
+#[inline(always)]
+pub(crate) fn pair_of(first: f32, second: f32) -> f32 {
+    let half = |x| u32::from(bf16::from_f32(x).to_bits());
+    f32::from_bits(half(first) | half(second) << 16)
+}
+
+/// As [`dispatch`], with `vdpbf16ps` for [`Simd::dot`] where `products` says so (then this machine has it with `isa`, as
+/// [`super::Cpu::with_products`] ensures).
+#[inline]
+pub(crate) fn dispatch_products<K: Kernel>(isa: Isa, products: Products, kernel: K) -> K::Output {
+    match products {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a `Cpu` is only made with products that the machine has.
+        Products::Bf16 => unsafe { x86::run_avx512_bf16(kernel) },
+        _ => dispatch(isa, kernel),
+    }
+}
+
 /// Arrays of 8, for any machine. No fused multiply-add: without hardware it would be a library call.
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
@@ -267,6 +315,14 @@ unsafe impl Simd for Portable {
         a.map(|a| 1.0 / a)
     }
     #[inline(always)]
+    unsafe fn first_of_pair(a: [f32; 8]) -> [f32; 8] {
+        a.map(|a| f32::from_bits(a.to_bits() << 16))
+    }
+    #[inline(always)]
+    unsafe fn second_of_pair(a: [f32; 8]) -> [f32; 8] {
+        a.map(|a| f32::from_bits(a.to_bits() & 0xffff_0000))
+    }
+    #[inline(always)]
     unsafe fn min(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
         map2(a, b, |a, b| if a < b { a } else { b })
     }
@@ -300,6 +356,14 @@ mod x86 {
     }
 
     /// # Safety
+    /// AVX-512F, BW and BF16, AVX2 and FMA must be available.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma")]
+    pub(super) unsafe fn run_avx512_bf16<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: the features are enabled here.
+        unsafe { kernel.run::<Avx512Bf16>() }
+    }
+
+    /// # Safety
     /// AVX2 and FMA must be available.
     #[target_feature(enable = "avx2,fma")]
     pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
@@ -309,6 +373,9 @@ mod x86 {
 
     #[derive(Clone, Copy)]
     pub(crate) struct Avx512;
+    /// AVX-512 with `vdpbf16ps`.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx512Bf16;
     #[derive(Clone, Copy)]
     pub(crate) struct Avx2;
 
@@ -344,35 +411,59 @@ mod x86 {
         )*};
     }
 
-    // SAFETY: intrinsics of AVX-512F; unaligned loads and stores of 16 elements.
-    unsafe impl Simd for Avx512 {
-        const LANES: usize = 16;
-        const PIXELS: usize = 8;
-        type V = __m512;
-        #[inline(always)]
-        unsafe fn broadcast(p: *const f32, i: usize) -> __m512 {
-            // SAFETY: the caller vouches for the instruction set and the element.
-            unsafe { broadcast512(p, i) }
-        }
+    /// The vectors of AVX-512F, and what is better than the trait's own.
+    macro_rules! avx512 {
+        ($name:ident; $($better:tt)*) => {
+            // SAFETY: intrinsics of AVX-512F; unaligned loads and stores of 16 elements.
+            unsafe impl Simd for $name {
+                const LANES: usize = 16;
+                const PIXELS: usize = 8;
+                type V = __m512;
+                #[inline(always)]
+                unsafe fn broadcast(p: *const f32, i: usize) -> __m512 {
+                    // SAFETY: the caller vouches for the instruction set and the element.
+                    unsafe { broadcast512(p, i) }
+                }
+                intrinsics! { __m512;
+                    splat(x: f32) -> __m512 = _mm512_set1_ps(x);
+                    load(p: *const f32) -> __m512 = _mm512_loadu_ps(p);
+                    store(p: *mut f32, v: __m512) = _mm512_storeu_ps(p, v);
+                    fma(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+                    add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
+                    sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
+                    mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+                    div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
+                    recip(a: __m512) -> __m512 = {
+                        let r = _mm512_rcp14_ps(a);
+                        _mm512_mul_ps(r, _mm512_fnmadd_ps(a, r, _mm512_set1_ps(2.0)))
+                    };
+                    first_of_pair(a: __m512) -> __m512 = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(a)));
+                    second_of_pair(a: __m512) -> __m512 = _mm512_castsi512_ps(
+                        _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(-0x1_0000)));
+                    min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
+                    max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+                    pow2(n: __m512) -> __m512 = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(
+                        _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127))));
+                    round(a: __m512) -> __m512 = _mm512_roundscale_ps::<0>(a);
+                }
+                $($better)*
+            }
+        };
+    }
+    avx512! { Avx512; }
+    // AVX512_BF16 for pairs: like the trait's own but for denormal numbers, which count as zero.
+    avx512! { Avx512Bf16;
         intrinsics! { __m512;
-            splat(x: f32) -> __m512 = _mm512_set1_ps(x);
-            load(p: *const f32) -> __m512 = _mm512_loadu_ps(p);
-            store(p: *mut f32, v: __m512) = _mm512_storeu_ps(p, v);
-            fma(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
-            add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
-            sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
-            mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
-            div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
-            recip(a: __m512) -> __m512 = {
-                let r = _mm512_rcp14_ps(a);
-                _mm512_mul_ps(r, _mm512_fnmadd_ps(a, r, _mm512_set1_ps(2.0)))
-            };
-            min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
-            max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
-            pow2(n: __m512) -> __m512 = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(
-                _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127))));
-            round(a: __m512) -> __m512 = _mm512_roundscale_ps::<0>(a);
+            dot(a: __m512, b: __m512, acc: __m512) -> __m512 = _mm512_dpbf16_ps(acc, pairs(a), pairs(b));
+            store_pairs(p: *mut f32, a: __m512) = p.cast::<__m256bh>().write_unaligned(_mm512_cvtneps_pbh(a));
         }
+    }
+
+    /// The same bits as pairs of bfloat16.
+    #[inline(always)]
+    fn pairs(a: __m512) -> __m512bh {
+        // SAFETY: two types of the same 64 bytes, of which all patterns are allowed.
+        unsafe { std::mem::transmute(a) }
     }
 
     // SAFETY: intrinsics of AVX2 and FMA; unaligned loads and stores of 8 elements.
@@ -399,6 +490,9 @@ mod x86 {
                 let r = _mm256_mul_ps(r, _mm256_fnmadd_ps(a, r, _mm256_set1_ps(2.0)));
                 _mm256_mul_ps(r, _mm256_fnmadd_ps(a, r, _mm256_set1_ps(2.0)))
             };
+            first_of_pair(a: __m256) -> __m256 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(a)));
+            second_of_pair(a: __m256) -> __m256 = _mm256_castsi256_ps(
+                _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(-0x1_0000)));
             min(a: __m256, b: __m256) -> __m256 = _mm256_min_ps(a, b);
             max(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
             pow2(n: __m256) -> __m256 = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(

@@ -29,17 +29,21 @@ pub(super) struct Split<'a> {
     res: Option<&'a [f32]>,
 }
 
-/// Takes constant inputs out, where there are any and the picture has all nine kinds of pixels.
+/// Takes constant inputs out, where there are any and the picture has all nine kinds of pixels; that of the main product only where
+/// `main`, its part of the filter, stands by itself.
 pub(super) fn split<'a>(
     d: &ConvDims,
     input: Operand<'a, Cpu>,
     prologue: Prologue<'a, Cpu>,
     residual: Option<Operand<'a, Cpu>>,
+    main: bool,
 ) -> Option<Split<'a>> {
     let mut split = Split { dims: *d, input, prologue, residual, main: None, res: None };
     let (c0, c) = (d.c0 as usize, d.c());
     let per_channel = prologue.affine.is_none_or(|(a, _)| a.len() == c);
-    if let (Some(x1), true) = (input.x1, input.x1_constant && d.side == 3 && d.h >= 3 && d.w >= 3 && per_channel) {
+    if let (Some(x1), true) =
+        (input.x1, main && input.x1_constant && d.side == 3 && d.h >= 3 && d.w >= 3 && per_channel)
+    {
         let part = |range: std::ops::Range<usize>| Prologue {
             affine: prologue.affine.map(|(a, b)| (&a[range.clone()], &b[range])),
             silu: prologue.silu,

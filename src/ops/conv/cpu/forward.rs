@@ -2,11 +2,12 @@
 
 use super::super::{ConvDims, Epilogue, Operand, Output, Prologue};
 use super::bands::{self, Band, Unit};
+use super::forward_tiles::TileWork;
 use super::winograd::{self, Tiles};
 use super::{constant, expect, pack};
 use crate::device::cpu::scratch::with_scratch;
-use crate::device::cpu::simd::{Kernel, Simd, dispatch, load_part, store_part};
-use crate::device::cpu::{Cpu, Isa};
+use crate::device::cpu::simd::{Kernel, Simd, dispatch_products, load_part, store_part};
+use crate::device::cpu::{Cpu, Isa, Products};
 use crate::error::Result;
 
 /// Floats of a 1x1 product's input that are used by all output channels before the next come: half a first-level cache.
@@ -32,27 +33,36 @@ struct Shared<'a> {
 /// A packed filter, or the part of it that belongs to some of the input channels of its main product.
 #[derive(Clone, Copy)]
 pub(super) struct Packed<'a> {
-    data: &'a [f32],
+    pub data: &'a [f32],
     /// Rows of a tile of output channels.
-    rows: usize,
+    pub rows: usize,
     /// Rows of its main product.
     main: usize,
-    /// Input channels of the main product in each tap or position, and the first one that is used.
-    channels: usize,
-    first: usize,
+    /// Rows of the main product in each tap or position (its input channels), and the first one that is used.
+    pub channels: usize,
+    pub first: usize,
     /// Whether positions of Winograd's tiles stand in place of taps.
     tiled: bool,
+    /// Bfloat16 where it is tiled and the device's products are; then a row holds a pair of input channels.
+    products: Products,
 }
 
 impl<'a> Packed<'a> {
-    /// The filter that was packed for `d`.
-    pub fn new(d: &ConvDims, data: &'a [f32]) -> Self {
-        let (rows, main, tiled) = (pack::rows(d), pack::terms(d) * d.c(), winograd::wins(d));
-        Packed { data, rows, main, channels: d.c(), first: 0, tiled }
+    /// The filter that was packed for `d` with these products.
+    pub fn new(d: &ConvDims, products: Products, data: &'a [f32]) -> Self {
+        let (rows, main, tiled) = (pack::rows(d, products), pack::main_rows(d, products), winograd::wins(d));
+        let products = if tiled { products } else { Products::Fp32 };
+        let channels = if tiled { pack::tiled_channels(d, products) } else { d.c() };
+        Packed { data, rows, main, channels, first: 0, tiled, products }
+    }
+    /// Whether a row begins with the input channel `first`.
+    pub fn can_start_at(&self, first: usize) -> bool {
+        !self.products.paired() || first.is_multiple_of(2)
     }
     /// The input channels from `first` on.
     pub fn starting_at(self, first: usize) -> Self {
-        Packed { first, ..self }
+        debug_assert!(self.can_start_at(first));
+        Packed { first: if self.products.paired() { first / 2 } else { first }, ..self }
     }
     /// Row `r` of the residual, output channels from `k0`, in a tile of `width` of them.
     pub fn residual_row(&self, k0: usize, width: usize, r: usize) -> &'a [f32] {
@@ -192,7 +202,8 @@ fn run_unit(isa: Isa, shared: &Shared<'_>, job: Job<'_>) {
     let (lanes, block) = (isa.lanes(), isa.block_pixels());
     let tiled = shared.packed.tiled;
     let band = if tiled { Band::even(d, d.c(), lanes) } else { Band::new(d, d.c(), 1) };
-    let tiles = tiled.then(|| Tiles::new(d, &job.unit, band.pitch, shared.kp, block));
+    let v_pitch = if shared.packed.products.paired() { band.pitch / 2 } else { band.pitch };
+    let tiles = tiled.then(|| Tiles::new(d, &job.unit, v_pitch, shared.kp, block));
     let [v_len, m_len] = tiles.map_or([0; 2], |tiles| tiles.lengths());
     let batch = tiles.map_or(0, |tiles| tiles.batch);
     // Whole register blocks: the last block repeats the last pixel, and its surplus rows are never read.
@@ -200,7 +211,8 @@ fn run_unit(isa: Isa, shared: &Shared<'_>, job: Job<'_>) {
     let lengths = [band.len(&job.unit), padded_n * shared.kp, 3 * padded_n + d.taps() + batch, v_len, m_len];
     with_scratch(lengths, |[buf, products, tables, v, m]| {
         let tables = bytemuck::cast_slice_mut(tables);
-        dispatch(isa, UnitKernel { shared, job, band, buf, products, tables, tiles, v, m });
+        let kernel = UnitKernel { shared, job, band, buf, products, tables, tiles, v, m };
+        dispatch_products(isa, shared.packed.products, kernel);
     });
 }
 
@@ -254,8 +266,8 @@ impl Kernel for UnitKernel<'_, '_> {
         // the residual tensors (lengths checked on entry); tiles cover exactly the packed filter and kp columns of products.
         unsafe {
             bands::load::<S>(d, unit, &band, input, prologue, buf);
-            let main =
-                Segment { base: buf.as_ptr(), offsets: main, taps, channels: d.c(), skip: packed.channels - d.c() };
+            let skip = if tiles.is_some() { 0 } else { packed.channels - d.c() };
+            let main = Segment { base: buf.as_ptr(), offsets: main, taps, channels: d.c(), skip };
             let mut segments = [main; 3];
             let mut used = 1;
             if let Some(r) = residual {
@@ -283,7 +295,7 @@ impl Kernel for UnitKernel<'_, '_> {
                     let out = products.as_mut_ptr().add(k0);
                     let mut p = start;
                     while p < end {
-                        block::<S>(vectors, segments, p, w, out, kp);
+                        block::<S, false>(vectors, segments, p, w, out, kp);
                         p += S::PIXELS;
                     }
                     k0 += vectors * S::LANES;
@@ -303,7 +315,11 @@ impl Kernel for UnitKernel<'_, '_> {
                     offsets: in_batch,
                     add: !segments.is_empty(),
                 };
-                work.run::<S>(tiles, v, m, products);
+                if packed.products.paired() {
+                    work.run::<S, true>(tiles, v, m, products);
+                } else {
+                    work.run::<S, false>(tiles, v, m, products);
+                }
             }
             if !border.is_empty() {
                 constant::add_border::<S>(d, unit, border, products, kp);
@@ -313,71 +329,9 @@ impl Kernel for UnitKernel<'_, '_> {
     }
 }
 
-/// The main product of a unit by Winograd's tiles.
-struct TileWork<'a> {
-    d: &'a ConvDims,
-    unit: &'a Unit,
-    band: &'a Band,
-    buf: &'a [f32],
-    packed: Packed<'a>,
-    /// Where each tile of a batch starts in V.
-    offsets: &'a [u32],
-    /// Whether `products` holds something to add to.
-    add: bool,
-}
-
-impl TileWork<'_> {
-    /// # Safety
-    /// The instruction set of `S`; the band is loaded; V, M and products are those of the unit.
-    #[inline(always)]
-    unsafe fn run<S: Simd>(&self, tiles: &Tiles, v: &mut [f32], m: &mut [f32], products: &mut [f32]) {
-        let TileWork { d, unit, packed, .. } = *self;
-        let (c, k, kp) = (d.c(), d.k as usize, tiles.m_pitch);
-        // SAFETY: passed on; tiles of the packed filter hold 16 positions of C rows.
-        unsafe {
-            let mut first = 0;
-            while first < tiles.count {
-                let end = if first + tiles.batch < tiles.count { first + tiles.batch } else { tiles.count };
-                for i in 0..winograd::POSITIONS / winograd::ROW {
-                    let mut tile = first;
-                    while tile < end {
-                        let run = tiles.run(first, tile, end);
-                        winograd::transform_input_row::<S>(tiles, unit, self.band, self.buf, run, i, v);
-                        tile += run.count;
-                    }
-                    for j in 0..winograd::ROW {
-                        let base = v[j * tiles.v_step()..].as_ptr();
-                        let segment = [Segment { base, offsets: self.offsets, taps: &[0], channels: c, skip: 0 }];
-                        let m = m[j * tiles.m_step()..].as_mut_ptr();
-                        let mut k0 = 0;
-                        while k0 < k {
-                            let vectors = pack::tile_vectors(k, k0, S::LANES);
-                            let row = (i * winograd::ROW + j) * packed.channels + packed.first;
-                            let w = packed.data[packed.rows * k0 + row * vectors * S::LANES..].as_ptr();
-                            let mut p = 0;
-                            while p < end - first {
-                                block::<S>(vectors, &segment, p, w, m.add(k0), kp);
-                                p += S::PIXELS;
-                            }
-                            k0 += vectors * S::LANES;
-                        }
-                    }
-                    let mut tile = first;
-                    while tile < end {
-                        let run = tiles.run(first, tile, end);
-                        winograd::transform_output_row::<S>(tiles, d, unit, m, run, i, products, !self.add);
-                        tile += run.count;
-                    }
-                }
-                first = end;
-            }
-        }
-    }
-}
-
 /// Picks the register block of the instruction set.
 #[inline(always)]
-pub(in crate::ops) unsafe fn block<S: Simd>(
+pub(in crate::ops) unsafe fn block<S: Simd, const PAIRS: bool>(
     vectors: usize,
     segs: &[Segment<'_>],
     p: usize,
@@ -390,30 +344,30 @@ pub(in crate::ops) unsafe fn block<S: Simd>(
         // Conditions on constants, not a match of tuples: what is not taken is then not even compiled.
         if S::PIXELS == 8 {
             if vectors == 2 {
-                product::<S, 8, 2>(segs, p, w, out, kp);
+                product::<S, PAIRS, 8, 2>(segs, p, w, out, kp);
             } else {
-                product::<S, 8, 1>(segs, p, w, out, kp);
+                product::<S, PAIRS, 8, 1>(segs, p, w, out, kp);
             }
         } else if S::PIXELS == 6 {
             if vectors == 2 {
-                product::<S, 6, 2>(segs, p, w, out, kp);
+                product::<S, PAIRS, 6, 2>(segs, p, w, out, kp);
             } else {
-                product::<S, 6, 1>(segs, p, w, out, kp);
+                product::<S, PAIRS, 6, 1>(segs, p, w, out, kp);
             }
         } else if vectors == 2 {
-            product::<S, 2, 2>(segs, p, w, out, kp);
+            product::<S, PAIRS, 2, 2>(segs, p, w, out, kp);
         } else {
-            product::<S, 2, 1>(segs, p, w, out, kp);
+            product::<S, PAIRS, 2, 1>(segs, p, w, out, kp);
         }
     }
 }
 
-/// The inner loop: PX pixels by CV vectors of output channels in registers, over all segments, taps and channels.
+/// The inner loop: PX pixels by CV vectors of output channels in registers, over all segments, taps and channels (or `PAIRS` of them).
 ///
 /// # Safety
 /// The instruction set of `S`; `p + PX` offsets in each segment; `w` holds the segments' rows of CV vectors; `out + (p+PX) kp`.
 #[inline(always)]
-unsafe fn product<S: Simd, const PX: usize, const CV: usize>(
+unsafe fn product<S: Simd, const PAIRS: bool, const PX: usize, const CV: usize>(
     segments: &[Segment<'_>],
     p: usize,
     mut w: *const f32,
@@ -437,13 +391,13 @@ unsafe fn product<S: Simd, const PX: usize, const CV: usize>(
                 let mut c = 0;
                 while c + 4 <= seg.channels {
                     for _ in 0..4 {
-                        step::<S, PX, CV>(&x, c, w, &mut acc);
+                        step::<S, PAIRS, PX, CV>(&x, c, w, &mut acc);
                         w = w.add(CV * S::LANES);
                         c += 1;
                     }
                 }
                 while c < seg.channels {
-                    step::<S, PX, CV>(&x, c, w, &mut acc);
+                    step::<S, PAIRS, PX, CV>(&x, c, w, &mut acc);
                     w = w.add(CV * S::LANES);
                     c += 1;
                 }
@@ -458,12 +412,12 @@ unsafe fn product<S: Simd, const PX: usize, const CV: usize>(
     }
 }
 
-/// One channel of the inner loop.
+/// One channel of the inner loop, or one pair.
 ///
 /// # Safety
 /// As [`product`].
 #[inline(always)]
-unsafe fn step<S: Simd, const PX: usize, const CV: usize>(
+unsafe fn step<S: Simd, const PAIRS: bool, const PX: usize, const CV: usize>(
     x: &[*const f32; PX],
     c: usize,
     w: *const f32,
@@ -478,7 +432,7 @@ unsafe fn step<S: Simd, const PX: usize, const CV: usize>(
         for i in 0..PX {
             let b = S::broadcast(x[i], c);
             for v in 0..CV {
-                acc[i][v] = S::fma(b, wv[v], acc[i][v]);
+                acc[i][v] = if PAIRS { S::dot(b, wv[v], acc[i][v]) } else { S::fma(b, wv[v], acc[i][v]) };
             }
         }
     }

@@ -8,11 +8,15 @@
 //! A 3x3 filter with enough channels is taken by tiles of 2x2 pixels instead (`winograd`, which says why): 16 products instead of
 //! 36, forward, backward and for the weights. `winograd::wins` chooses by the extents alone.
 //!
+//! Where the device's [`Products`](crate::device::cpu::Products) are bfloat16, V and the transformed filter of these tiles are rounded
+//! to it, forward and backward, and multiplied in pairs of input channels; sums are float32, and so is the gradient of the weights.
+//!
 //! Each output is summed in the same order whatever the unit, so results depend neither on threads nor on the batch.
 
 pub(in crate::ops) mod bands;
 mod constant;
 pub(in crate::ops) mod forward;
+mod forward_tiles;
 pub(in crate::ops) mod pack;
 mod wgrad;
 mod wgrad_direct;
@@ -32,7 +36,7 @@ fn len(view: &&[f32]) -> usize {
 
 impl Conv for Cpu {
     fn conv_packed_len(&self, dims: &ConvDims) -> usize {
-        pack::rows(dims) * pack::padded(dims.k as usize, self.isa().lanes())
+        pack::rows(dims, self.products()) * pack::padded(dims.k as usize, self.isa().lanes())
     }
 
     fn conv_pack(
@@ -61,8 +65,8 @@ impl Conv for Cpu {
         check_input(dims, &input, &prologue, residual.as_ref(), len)?;
         check_epilogue(dims, &epilogue, out.k0, len)?;
         expect("packed", packed.len(), self.conv_packed_len(dims))?;
-        let packed = Packed::new(dims, packed);
-        match constant::split(dims, input, prologue, residual) {
+        let packed = Packed::new(dims, self.products(), packed);
+        match constant::split(dims, input, prologue, residual, packed.can_start_at(dims.c0 as usize)) {
             None => forward::forward(self, dims, input, prologue, residual, packed, epilogue, None, out),
             Some(split) => {
                 let per_image = Some(constant::per_image(self, dims, &split, packed)?);
@@ -83,7 +87,7 @@ impl Conv for Cpu {
     ) -> Result<()> {
         check_input(dims, &input, &prologue, residual.as_ref(), len)?;
         wgrad::check(dims, dy, &out)?;
-        match constant::split(dims, input, prologue, residual) {
+        match constant::split(dims, input, prologue, residual, true) {
             None => wgrad::wgrad(self, dims, input, prologue, residual, dy, out),
             Some(split) => constant::wgrad(self, dims, &split, dy, out),
         }

@@ -1,11 +1,12 @@
 //! The packed filter: tiles of one or two vectors of output channels; inside a tile one row per (tap, input channel), then one per
 //! residual channel; each row holds the tile's output channels, zeros beyond the last. Where the product is taken by Winograd's
-//! tiles, their 16 positions stand in place of the taps.
+//! tiles, their 16 positions stand in place of the taps; in bfloat16 each of their rows holds two input channels in the halves of its
+//! floats.
 
 use super::super::{ConvDims, Direction, Filter};
 use super::winograd;
-use crate::device::cpu::Cpu;
-use crate::device::cpu::simd::{Kernel, Simd, dispatch};
+use crate::device::cpu::simd::{Kernel, Simd, dispatch, pair_of};
+use crate::device::cpu::{Cpu, Products};
 
 /// Vectors of the tile that starts at channel `k0`: two, or one in a last tile where that is enough.
 #[inline(always)]
@@ -23,38 +24,45 @@ pub(in crate::ops) fn padded(k: usize, lanes: usize) -> usize {
     k.next_multiple_of(lanes)
 }
 
-/// Terms of the main product for each input channel: taps, or the positions of a Winograd tile.
-pub(super) fn terms(d: &ConvDims) -> usize {
-    if winograd::wins(d) { winograd::POSITIONS } else { d.taps() }
+/// Rows of one position of a Winograd tile: input channels, or pairs of them.
+pub(super) fn tiled_channels(d: &ConvDims, products: Products) -> usize {
+    if products.paired() { d.c().div_ceil(2) } else { d.c() }
+}
+
+/// Rows of the main product in a tile.
+pub(super) fn main_rows(d: &ConvDims, products: Products) -> usize {
+    if winograd::wins(d) { winograd::POSITIONS * tiled_channels(d, products) } else { d.taps() * d.c() }
 }
 
 /// Rows of a tile.
-pub(super) fn rows(d: &ConvDims) -> usize {
-    terms(d) * d.c() + d.r()
+pub(super) fn rows(d: &ConvDims, products: Products) -> usize {
+    main_rows(d, products) + d.r()
 }
 
 /// Packs `filter` for `d`, lengths checked; see [`super::super::Conv::conv_pack`].
 pub(super) fn pack(cpu: &Cpu, d: &ConvDims, direction: Direction, filter: &Filter<'_, Cpu>, packed: &mut [f32]) {
     let lanes = cpu.isa().lanes();
     let k = d.k as usize;
-    let tiled = winograd::wins(d);
+    let (tiled, products) = (winograd::wins(d), cpu.products());
+    let rows = rows(d, products);
     let mut jobs = Vec::new();
     let mut rest = packed;
     for (k0, vectors) in tiles(k, lanes) {
-        let (tile, tail) = std::mem::take(&mut rest).split_at_mut(rows(d) * vectors * lanes);
+        let (tile, tail) = std::mem::take(&mut rest).split_at_mut(rows * vectors * lanes);
         rest = tail;
         jobs.push((k0, vectors * lanes, tile));
     }
     let Filter { w, w_res, forward_c, scale } = *filter;
     let source = Source { d, direction, w, w_res, forward_c, scale };
     let isa = cpu.isa();
-    cpu.for_each(jobs, |(k0, width, tile)| dispatch(isa, PackTile { source, tiled, k0, width, tile }));
+    cpu.for_each(jobs, |(k0, width, tile)| dispatch(isa, PackTile { source, tiled, products, k0, width, tile }));
 }
 
 /// Packs one tile of output channels.
 struct PackTile<'s, 'a> {
     source: Source<'a>,
     tiled: bool,
+    products: Products,
     k0: usize,
     width: usize,
     tile: &'s mut [f32],
@@ -65,11 +73,14 @@ impl Kernel for PackTile<'_, '_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let PackTile { source, tiled, k0, width, tile } = self;
+        let PackTile { source, tiled, products, k0, width, tile } = self;
         let d = source.d;
-        let (main, residual) = tile.split_at_mut(terms(d) * d.c() * width);
+        let (main, residual) = tile.split_at_mut(main_rows(d, products) * width);
         let live = width.min(d.k as usize - k0);
-        if tiled {
+        if tiled && products.paired() {
+            // SAFETY: the caller vouches for the instruction set.
+            unsafe { source.pairs::<S>(k0, width, live, main) };
+        } else if tiled {
             let mut taps = [0.0; 9 * MAX_WIDTH];
             for c in 0..d.c() {
                 for (t, row) in taps[..9 * width].chunks_exact_mut(width).enumerate() {
@@ -120,6 +131,38 @@ impl Source<'_> {
                 self.transposed(self.w, d.taps() - 1 - tap, c, k0, dst);
                 if let Some(scale) = self.scale {
                     dst.iter_mut().zip(&scale[k0..]).for_each(|(d, s)| *d *= s);
+                }
+            }
+        }
+    }
+
+    /// The transformed filters in bfloat16, pairs of input channels; a last one without neighbour is paired with zeros.
+    ///
+    /// # Safety
+    /// The instruction set of `S`.
+    #[inline(always)]
+    unsafe fn pairs<S: Simd>(&self, k0: usize, width: usize, live: usize, main: &mut [f32]) {
+        let c = self.d.c();
+        let step = c.div_ceil(2) * width;
+        let mut taps = [0.0; 9 * MAX_WIDTH];
+        let mut u = [[0.0; winograd::POSITIONS * MAX_WIDTH]; 2];
+        for pair in 0..c.div_ceil(2) {
+            for (i, u) in u.iter_mut().enumerate() {
+                if 2 * pair + i == c {
+                    u.fill(0.0);
+                    continue;
+                }
+                for (t, row) in taps[..9 * width].chunks_exact_mut(width).enumerate() {
+                    self.row(t, 2 * pair + i, k0, &mut row[..live]);
+                }
+                // SAFETY: passed on.
+                unsafe { winograd::transform_filter::<S>(&taps, width, u, width) };
+            }
+            for position in 0..winograd::POSITIONS {
+                let from = position * width..(position + 1) * width;
+                let dst = &mut main[position * step + pair * width..][..width];
+                for (dst, (&first, &second)) in dst.iter_mut().zip(u[0][from.clone()].iter().zip(&u[1][from])) {
+                    *dst = pair_of(first, second);
                 }
             }
         }

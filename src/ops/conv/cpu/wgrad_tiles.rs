@@ -41,7 +41,7 @@ impl TileWork<'_> {
                     let mut tile = if j == 0 { first } else { end };
                     while tile < end {
                         let run = tiles.run(first, tile, end);
-                        winograd::transform_input_row::<S>(tiles, unit, self.band, self.buf, run, i, v);
+                        winograd::transform_input_row::<S, false>(tiles, unit, self.band, self.buf, run, i, v);
                         winograd::transform_gradient_row::<S>(tiles, d, unit, self.dy, run, i, m);
                         tile += run.count;
                     }

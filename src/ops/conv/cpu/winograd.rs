@@ -53,7 +53,7 @@ pub(super) struct Tiles {
     pub count: usize,
     /// Tiles of a batch: whole register blocks.
     pub batch: usize,
-    /// Floats from tile to tile of V: the channels of the band.
+    /// Floats from tile to tile of V: the channels of the band, or half as many where V is bfloat16.
     pub v_pitch: usize,
     /// Floats from tile to tile of M.
     pub m_pitch: usize,
@@ -104,13 +104,14 @@ impl Tiles {
     }
 }
 
-/// Positions `4 i .. 4 i + 4` of V, of the tiles of a run and all channels of the band, as positions 0..4 of `v`.
+/// Positions `4 i .. 4 i + 4` of V, of the tiles of a run and all channels of the band, as positions 0..4 of `v`; where `PAIRS`
+/// rounded to bfloat16, pairs of neighbouring channels in one float.
 ///
 /// # Safety
 /// The instruction set of `S`; a band that reaches over all tiles of the unit with whole vectors of channels; V with room for
 /// the batch.
 #[inline(always)]
-pub(super) unsafe fn transform_input_row<S: Simd>(
+pub(super) unsafe fn transform_input_row<S: Simd, const PAIRS: bool>(
     tiles: &Tiles,
     unit: &Unit,
     band: &Band,
@@ -120,30 +121,36 @@ pub(super) unsafe fn transform_input_row<S: Simd>(
     v: &mut [f32],
 ) {
     let (pitch, line, step) = (band.pitch, band.width * band.pitch, tiles.v_step());
-    debug_assert!(pitch == tiles.v_pitch && pitch.is_multiple_of(S::LANES) && run.at + run.count <= tiles.batch);
+    let in_one = if PAIRS { 2 } else { 1 };
+    debug_assert!(pitch == tiles.v_pitch * in_one && pitch.is_multiple_of(S::LANES));
+    debug_assert!(run.at + run.count <= tiles.batch);
     // Row i of B^T: the line that counts positive, the other one, and whether that is added.
     let (plus, other, add) = [(0, 2, false), (1, 2, true), (2, 1, false), (1, 3, false)][i];
     // SAFETY: as the function's contract says.
     unsafe {
         let mut x = buf.as_ptr().add(band.offset(unit, run.image, run.row, run.column));
-        let mut v = v.as_mut_ptr().add(run.at * pitch);
+        let mut v = v.as_mut_ptr().add(run.at * tiles.v_pitch);
         for _ in 0..run.count {
             let mut c = 0;
             while c < pitch {
-                let (a, b, v) = (x.add(plus * line + c), x.add(other * line + c), v.add(c));
+                let (a, b, v) = (x.add(plus * line + c), x.add(other * line + c), v.add(c / in_one));
                 let mut d = [S::splat(0.0); 4];
                 for (j, d) in d.iter_mut().enumerate() {
                     let (a, b) = (S::load(a.add(j * pitch)), S::load(b.add(j * pitch)));
                     *d = if add { S::add(a, b) } else { S::sub(a, b) };
                 }
-                S::store(v, S::sub(d[0], d[2]));
-                S::store(v.add(step), S::add(d[1], d[2]));
-                S::store(v.add(2 * step), S::sub(d[2], d[1]));
-                S::store(v.add(3 * step), S::sub(d[1], d[3]));
+                let d = [S::sub(d[0], d[2]), S::add(d[1], d[2]), S::sub(d[2], d[1]), S::sub(d[1], d[3])];
+                for (j, d) in d.into_iter().enumerate() {
+                    if PAIRS {
+                        S::store_pairs(v.add(j * step), d);
+                    } else {
+                        S::store(v.add(j * step), d);
+                    }
+                }
                 c += S::LANES;
             }
             x = x.add(2 * pitch);
-            v = v.add(pitch);
+            v = v.add(tiles.v_pitch);
         }
     }
 }

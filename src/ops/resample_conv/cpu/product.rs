@@ -218,7 +218,7 @@ impl Kernel for UnitKernel<'_, '_> {
                     let results = products.as_mut_ptr().add(plane.start * width);
                     let mut p = 0;
                     while p < end - plane.start {
-                        forward::block::<S>(vectors, &[segment], p, w, results, width);
+                        forward::block::<S, false>(vectors, &[segment], p, w, results, width);
                         p += S::PIXELS;
                     }
                     w = w.add(lens[i] * c * width);
