@@ -188,7 +188,8 @@ fn learn(cpu: &Cpu) -> Vec<f32> {
 #[test]
 fn it_learns_as_in_fp32() {
     let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
-    for (isa, products) in ways() {
+    // With one instruction set: emulation takes its time.
+    for (isa, products) in ways().into_iter().filter(|(isa, _)| *isa == Isa::detect()) {
         let [want, got] = [Products::Fp32, products].map(|products| learn(&cpu(2, isa, products)));
         println!("{isa} {products:?}: {want:?} {got:?}");
         assert!(got != want && mean(&got[25..]) < 0.75 * mean(&got[..3]), "{got:?}");
