@@ -2,6 +2,7 @@
 
 mod ops_support;
 
+use ddim_engine::device::cpu::Cpu;
 use ddim_engine::ops::conv::reference::stats;
 use ddim_engine::ops::conv::{Conv, ConvDims, Epilogue, Filter, Operand, Output, Prologue};
 use ddim_engine::ops::conv::{Direction, reference as truth};
@@ -127,6 +128,18 @@ fn cuts_into_units() {
         let spec = ConvSpec { stats: true, bias: true, affine: true, add0: true, k0: 7, ..plain };
         check(&cpus, &ConvSpec { x1_constant: true, res1_constant: true, epilogue_affine: true, ..spec }, 3);
         check(&cpus, &ConvSpec { dims: ConvDims { side: 1, ..spec.dims }, ..spec }, 3);
+    }
+}
+
+/// Many threads get smaller groups of small pictures than few: the same bits.
+#[test]
+fn many_threads() {
+    let (one, many) = (Cpu::new(1).unwrap(), Cpu::new(24).unwrap());
+    for d in [dims(40, 4, 4, [24, 0], [3, 0], 20, 3), dims(67, 2, 3, [5, 2], [0, 0], 9, 1)] {
+        let spec = ConvSpec { stats: true, bias: true, ..ConvSpec::plain(d) };
+        let operands = spec.operands(Fill::new(4));
+        let [one, many] = [&one, &many].map(|cpu| spec.run(cpu, &operands).unwrap().all());
+        assert!(one.iter().map(|x| x.to_bits()).eq(many.iter().map(|x| x.to_bits())), "{d:?}");
     }
 }
 

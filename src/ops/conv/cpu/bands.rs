@@ -1,7 +1,8 @@
 //! How a convolution is cut into units of work, and how a unit's input comes into a padded band.
 //!
-//! A unit is a band of rows of one image, or several whole small images: always a contiguous run of pixels. The cut depends on the
-//! shape alone, so that sums over units do not depend on the number of threads.
+//! A unit is a band of rows of one image, or several whole small images: always a contiguous run of pixels. Where units leave sums (the
+//! gradients of weights, the statistics of bands) the cut depends on the shape alone, so that those do not depend on the number of
+//! threads. Whole images leave nothing that depends on their neighbours: many threads get smaller groups of them.
 
 use super::super::{ConvDims, Operand, Prologue};
 use crate::device::cpu::Cpu;
@@ -10,12 +11,12 @@ use crate::device::cpu::simd::{Simd, load_part, store_part};
 /// Pixels that a unit aims at: its band and its output then stay in the second-level cache.
 const TARGET_PIXELS: usize = 512;
 /// Units that a batch of small images is cut into at least, for the sake of the threads.
-const MIN_UNITS: usize = 16;
+pub(super) const MIN_UNITS: usize = 16;
 
 /// A contiguous run of pixels: `rows` rows from `row` on of each of `images` images from `image` on (several images only where
 /// `rows` is the whole height).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Unit {
+pub(in crate::ops) struct Unit {
     pub image: usize,
     pub images: usize,
     pub row: usize,
@@ -36,11 +37,11 @@ impl Unit {
 }
 
 /// Cuts the batch into units, in pixel order. A band has an even number of rows unless it is an image's last: tiles of 2x2 pixels
-/// never straddle two bands.
-pub(super) fn units(d: &ConvDims) -> Vec<Unit> {
+/// never straddle two bands. `least`: units that a batch of small images is cut into, where it has as many.
+pub(super) fn units(d: &ConvDims, least: usize) -> Vec<Unit> {
     let (n, h, w) = (d.n as usize, d.h as usize, d.w as usize);
     if 2 * h * w <= TARGET_PIXELS {
-        let group = (TARGET_PIXELS / (h * w)).min(n.div_ceil(MIN_UNITS)).max(1);
+        let group = (TARGET_PIXELS / (h * w)).min(n.div_ceil(least)).max(1);
         return (0..n)
             .step_by(group)
             .map(|image| Unit { image, images: group.min(n - image), row: 0, rows: h })
@@ -55,7 +56,7 @@ pub(super) fn units(d: &ConvDims) -> Vec<Unit> {
 
 /// Geometry of a band: one padded picture part per image, `pitch` floats per pixel.
 #[derive(Clone, Copy)]
-pub(super) struct Band {
+pub(in crate::ops) struct Band {
     /// Floats per pixel: the channels, padded where a kernel wants it.
     pub pitch: usize,
     /// 1 for a 3x3 filter, 0 for 1x1.
@@ -108,7 +109,7 @@ impl Band {
 /// # Safety
 /// The instruction set of `S` must be available. Lengths were checked on entry to the operation.
 #[inline(always)]
-pub(super) unsafe fn load<S: Simd>(
+pub(in crate::ops) unsafe fn load<S: Simd>(
     d: &ConvDims,
     unit: &Unit,
     band: &Band,

@@ -71,7 +71,7 @@ pub(super) fn per_image(cpu: &Cpu, d: &ConvDims, split: &Split<'_>, packed: Pack
         let x: Vec<f32> = x1.chunks_exact(c1 as usize).flat_map(|x| x.repeat(9)).collect();
         let mut y = vec![0.0; small.pixels() * k];
         let out = Output { y0: &mut y[..], y1: None, k0: k, stats: None };
-        let part = packed.from_channel(c0);
+        let part = packed.starting_at(c0);
         forward::forward(cpu, &small, Operand::one(&x[..]), prologue, None, part, Epilogue::default(), None, out)?;
         border.resize(n * 9 * kp, 0.0);
         for ((y, bias), border) in

@@ -51,7 +51,7 @@ impl<'a> Packed<'a> {
         Packed { data, rows, main, channels: d.c(), first: 0, tiled }
     }
     /// The input channels from `first` on.
-    pub fn from_channel(self, first: usize) -> Self {
+    pub fn starting_at(self, first: usize) -> Self {
         Packed { first, ..self }
     }
     /// Row `r` of the residual, output channels from `k0`, in a tile of `width` of them.
@@ -107,7 +107,7 @@ pub(super) fn forward<'a>(
     }
     let shared = Shared { d: *d, input, prologue, residual, packed, epilogue, bias, border, kp, k0 };
 
-    let units = bands::units(d);
+    let units = bands::units(d, bands::MIN_UNITS.max(2 * cpu.threads()));
     let mut partial = Vec::new();
     let stats: &mut [f32] = match out.stats {
         None => &mut [],
@@ -146,14 +146,14 @@ pub(super) fn forward<'a>(
 }
 
 /// Splits the first `n` elements off.
-pub(super) fn take<'a>(rest: &mut &'a mut [f32], n: usize) -> &'a mut [f32] {
+pub(in crate::ops) fn take<'a>(rest: &mut &'a mut [f32], n: usize) -> &'a mut [f32] {
     let (head, tail) = std::mem::take(rest).split_at_mut(n);
     *rest = tail;
     head
 }
 
 /// Chan's merge of (mean, sum of squared deviations) over the bands of each image, in order (Chan, Golub, LeVeque 1979).
-fn merge_bands(units: &[Unit], d: &ConvDims, partial: &[f32], stats: &mut [f32]) {
+pub(in crate::ops) fn merge_bands(units: &[Unit], d: &ConvDims, partial: &[f32], stats: &mut [f32]) {
     let k = d.k as usize;
     let mut count = vec![0.0f64; d.n as usize];
     for (unit, part) in units.iter().zip(partial.chunks_exact(2 * k)) {
@@ -206,13 +206,13 @@ fn run_unit(isa: Isa, shared: &Shared<'_>, job: Job<'_>) {
 
 /// One operand as the inner loop sees it: pixel p of the unit starts at `base + offsets[p]`, its taps at the given distances.
 #[derive(Clone, Copy)]
-struct Segment<'a> {
-    base: *const f32,
-    offsets: &'a [u32],
-    taps: &'a [u32],
-    channels: usize,
+pub(in crate::ops) struct Segment<'a> {
+    pub base: *const f32,
+    pub offsets: &'a [u32],
+    pub taps: &'a [u32],
+    pub channels: usize,
     /// Rows of the filter after those of the channels, for each tap.
-    skip: usize,
+    pub skip: usize,
 }
 
 impl Kernel for UnitKernel<'_, '_> {
@@ -377,7 +377,14 @@ impl TileWork<'_> {
 
 /// Picks the register block of the instruction set.
 #[inline(always)]
-unsafe fn block<S: Simd>(vectors: usize, segs: &[Segment<'_>], p: usize, w: *const f32, out: *mut f32, kp: usize) {
+pub(in crate::ops) unsafe fn block<S: Simd>(
+    vectors: usize,
+    segs: &[Segment<'_>],
+    p: usize,
+    w: *const f32,
+    out: *mut f32,
+    kp: usize,
+) {
     // SAFETY: passed on.
     unsafe {
         // Conditions on constants, not a match of tuples: what is not taken is then not even compiled.

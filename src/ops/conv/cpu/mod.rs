@@ -10,11 +10,13 @@
 //!
 //! Each output is summed in the same order whatever the unit, so results depend neither on threads nor on the batch.
 
-mod bands;
+pub(in crate::ops) mod bands;
 mod constant;
-mod forward;
-mod pack;
+pub(in crate::ops) mod forward;
+pub(in crate::ops) mod pack;
 mod wgrad;
+mod wgrad_direct;
+mod wgrad_tiles;
 mod winograd;
 
 use super::lengths::{check_epilogue, check_filter, check_input, expect, shape_error};

@@ -9,17 +9,17 @@ use crate::device::cpu::simd::{Kernel, Simd, dispatch};
 
 /// Vectors of the tile that starts at channel `k0`: two, or one in a last tile where that is enough.
 #[inline(always)]
-pub(super) fn tile_vectors(k: usize, k0: usize, lanes: usize) -> usize {
+pub(in crate::ops) fn tile_vectors(k: usize, k0: usize, lanes: usize) -> usize {
     if k - k0 > lanes { 2 } else { 1 }
 }
 
 /// Output channels in tiles: (first channel, vectors).
-pub(super) fn tiles(k: usize, lanes: usize) -> impl Iterator<Item = (usize, usize)> {
+pub(in crate::ops) fn tiles(k: usize, lanes: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..k).step_by(2 * lanes).map(move |k0| (k0, tile_vectors(k, k0, lanes)))
 }
 
 /// Output channels rounded up to whole vectors.
-pub(super) fn padded(k: usize, lanes: usize) -> usize {
+pub(in crate::ops) fn padded(k: usize, lanes: usize) -> usize {
     k.next_multiple_of(lanes)
 }
 

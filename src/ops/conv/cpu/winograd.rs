@@ -120,7 +120,7 @@ pub(super) unsafe fn transform_input_row<S: Simd>(
     v: &mut [f32],
 ) {
     let (pitch, line, step) = (band.pitch, band.width * band.pitch, tiles.v_step());
-    debug_assert!(pitch == tiles.v_pitch && pitch % S::LANES == 0 && run.at + run.count <= tiles.batch);
+    debug_assert!(pitch == tiles.v_pitch && pitch.is_multiple_of(S::LANES) && run.at + run.count <= tiles.batch);
     // Row i of B^T: the line that counts positive, the other one, and whether that is added.
     let (plus, other, add) = [(0, 2, false), (1, 2, true), (2, 1, false), (1, 3, false)][i];
     // SAFETY: as the function's contract says.
@@ -286,7 +286,7 @@ unsafe fn filter_line<S: Simd>([a, b, c]: [S::V; 3]) -> [S::V; 4] {
 /// The instruction set of `S`.
 #[inline(always)]
 pub(super) unsafe fn transform_filter<S: Simd>(g: &[f32], width: usize, u: &mut [f32], u_step: usize) {
-    debug_assert!(width % S::LANES == 0 && g.len() >= 9 * width && u.len() >= 15 * u_step + width);
+    debug_assert!(width.is_multiple_of(S::LANES) && g.len() >= 9 * width && u.len() >= 15 * u_step + width);
     let mut lane = 0;
     while lane < width {
         // SAFETY: the caller vouches for the instruction set; lengths as above.
@@ -297,8 +297,9 @@ pub(super) unsafe fn transform_filter<S: Simd>(g: &[f32], width: usize, u: &mut 
                 let g = g.add(s * width);
                 *column = filter_line::<S>([S::load(g), S::load(g.add(3 * width)), S::load(g.add(6 * width))]);
             }
-            for i in 0..4 {
-                let line = filter_line::<S>([columns[0][i], columns[1][i], columns[2][i]]);
+            let [left, middle, right] = columns;
+            for (i, ((a, b), c)) in left.into_iter().zip(middle).zip(right).enumerate() {
+                let line = filter_line::<S>([a, b, c]);
                 for (j, value) in line.into_iter().enumerate() {
                     S::store(u.as_mut_ptr().add((4 * i + j) * u_step + lane), value);
                 }
