@@ -144,7 +144,7 @@ class Tables(unittest.TestCase):
         self.assertEqual(widths, {8})
         busy = whole_result()
         busy["jobs"][0]["runs"][1]["others"] = 0.5
-        self.assertIn("by other processes", peer_table.markdown(busy))
+        self.assertIn("beside other processes", peer_table.markdown(busy))
         first = {"about": "quick", "engine": [{"launch_to_first_step_s": 0.4}], "torch": [{"launch_to_first_step_s": 3.0}]}
         text = peer_table.markdown(whole_result(first_step=first, binary={"binary_mb": 21.0}))
         self.assertIn("0.40 s, PyTorch (eager) 3.00 s. The program: 21.0 MB.", text)
