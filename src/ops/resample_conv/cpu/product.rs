@@ -213,6 +213,7 @@ impl Kernel for UnitKernel<'_, '_> {
                         offsets: &offsets[plane.start..end],
                         taps: &taps[i][..lens[i]],
                         channels: c,
+                        skip: 0,
                     };
                     let results = products.as_mut_ptr().add(plane.start * width);
                     let mut p = 0;
