@@ -102,7 +102,9 @@ class Suite:
             "binary": self.engine.binary(), "jobs": [],
         }
         if args.join:
-            self.result |= kept_of(self.file, set(args.only or SECTIONS))
+            kept = kept_of(self.file, set(args.only or SECTIONS))
+            before = kept.pop("command", None)
+            self.result |= kept | ({"command": f"{before}; then {command}"} if before else {})
         self.failed = False
 
     def launch(self, command: list[str], environment: dict[str, str], **options: Any) -> dict[str, Any]:
@@ -264,7 +266,7 @@ def kept_of(file: Path, anew: set[str]) -> dict[str, Any]:
         old = json.loads(file.read_text())
     except OSError:
         return {}
-    kept: dict[str, Any] = {"jobs": [job for job in old["jobs"] if job["name"] not in anew]}
+    kept: dict[str, Any] = {"command": old["command"], "jobs": [job for job in old["jobs"] if job["name"] not in anew]}
     kept |= {key: old[key] for key, name in (("scaling", "scaling"), ("first_step", "first-step")) if name not in anew and key in old}
     return kept
 

@@ -83,7 +83,7 @@ def markdown(result: dict[str, Any]) -> str:
         for name, why in job.get("failures", {}).items():
             lines.append(f"| {about} | {name} | {one_line(why)} | | | | |")
             about = ""
-    notes = [note for note in (scaling_note(result), start_note(result), *absent_notes(result), machine_note(result)) if note]
+    notes = [note for note in (scaling_note(result), start_note(result), *absent_notes(result), disturbed_note(result), machine_note(result)) if note]
     return "\n".join(lines) + "\n\n" + "\n".join(notes) + "\n"
 
 
@@ -131,6 +131,13 @@ def absent_notes(result: dict[str, Any]) -> list[str]:
     """What the engine does not have here."""
     return [f"Engine in {name}: not available here ({one_line(why).rstrip('.')}); PyTorch's {name} stands beside fp32."
             for name, why in result.get("precisions", {}).items() if why]
+
+
+def disturbed_note(result: dict[str, Any]) -> str:
+    """A word where no comparison of some row was quiet."""
+    if not any(line["all_disturbed"] for job in result["jobs"] for line in compare(job["runs"])):
+        return ""
+    return "Rows that say `disturbed` were measured beside other processes that used the cores: they show that the suite works, not how fast either side is."
 
 
 def machine_note(result: dict[str, Any]) -> str:

@@ -139,8 +139,12 @@ class Tables(unittest.TestCase):
         self.assertIn("|  | compiled | no compiler / here | | | | |", text)
         self.assertIn("bf16: not available here (refused)", text)
         self.assertIn("`python x`", text)
+        self.assertNotIn("disturbed", text)
         widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
         self.assertEqual(widths, {8})
+        busy = whole_result()
+        busy["jobs"][0]["runs"][1]["others"] = 0.5
+        self.assertIn("beside other processes", peer_table.markdown(busy))
         first = {"about": "quick", "engine": [{"launch_to_first_step_s": 0.4}], "torch": [{"launch_to_first_step_s": 3.0}]}
         text = peer_table.markdown(whole_result(first_step=first, binary={"binary_mb": 21.0}))
         self.assertIn("0.40 s, PyTorch (eager) 3.00 s. The program: 21.0 MB.", text)
@@ -159,8 +163,9 @@ class Tables(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "peer.json"
             self.assertEqual(kept_of(file, {"scaling"}), {})
-            file.write_text(json.dumps({"jobs": [{"name": "seed-step"}, {"name": "unet2d-step"}], "scaling": {}, "first_step": {}, "date": ""}))
-            self.assertEqual(kept_of(file, {"seed-step", "scaling"}), {"jobs": [{"name": "unet2d-step"}], "first_step": {}})
+            file.write_text(json.dumps({"jobs": [{"name": "seed-step"}, {"name": "unet2d-step"}], "scaling": {}, "first_step": {}, "date": "",
+                                        "command": "a"}))
+            self.assertEqual(kept_of(file, {"seed-step", "scaling"}), {"command": "a", "jobs": [{"name": "unet2d-step"}], "first_step": {}})
 
     def test_this_repositorys_readme_has_the_markers(self) -> None:
         peer_table.replace_between((Path(__file__).resolve().parent.parent / "README.md").read_text(), "x")
