@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::table::Source;
 
 /// Architectures compiled for: Ampere and everything after it through the embedded PTX, Hopper with its own instructions.
+/// nvcc's options besides the architectures. Compressed images make the program 12 MB smaller.
+const OPTIONS: [&str; 7] =
+    ["-fatbin", "-O3", "-std=c++17", "-lineinfo", "--compress-mode=size", "-Xptxas", "-v,-warn-spills"];
 const DEFAULT_ARCHS: &str = "sm_80,sm_90a,compute_80";
 const INSTALL: &str = "pip install --no-deps --target .cuda nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 \
                        nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85";
@@ -89,13 +92,13 @@ fn compile(
     let stamp = out.join(format!("{}.stamp", source.stem));
     let text = fs::read(&source.path).map_err(|e| format!("{}: {e}", source.path.display()))?;
     let mut hasher = DefaultHasher::new();
-    (text, headers, nvcc, archs).hash(&mut hasher);
+    (text, headers, nvcc, archs, OPTIONS).hash(&mut hasher);
     let key = hasher.finish().to_string();
     if image.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == key) {
         return Ok(());
     }
     let mut command = Command::new(nvcc);
-    command.args(["-fatbin", "-O3", "-std=c++17", "-lineinfo", "-Xptxas", "-v,-warn-spills"]);
+    command.args(OPTIONS);
     command.arg("-I").arg(kernels).args(archs).arg(&source.path).arg("-o").arg(&image);
     let output = command.output().map_err(|e| format!("{}: {e}", nvcc.display()))?;
     let log = [output.stdout, output.stderr].concat();
