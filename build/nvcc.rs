@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::table::Source;
 
 /// Architectures compiled for: Ampere and everything after it through the embedded PTX, Hopper with its own instructions.
+const DEFAULT_ARCHS: &str = "sm_80,sm_90a,compute_80";
 /// nvcc's options besides the architectures. Compressed images make the program 12 MB smaller.
 const OPTIONS: [&str; 7] =
     ["-fatbin", "-O3", "-std=c++17", "-lineinfo", "--compress-mode=size", "-Xptxas", "-v,-warn-spills"];
-const DEFAULT_ARCHS: &str = "sm_80,sm_90a,compute_80";
 const INSTALL: &str = "pip install --no-deps --target .cuda nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 \
                        nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85";
 
