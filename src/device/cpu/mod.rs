@@ -22,6 +22,8 @@ pub struct Cpu {
     pool: rayon::ThreadPool,
     isa: Isa,
     threads: usize,
+    /// Variants that operations chose, where someone wants to know.
+    plans: RefCell<Option<Vec<&'static str>>>,
 }
 
 impl Cpu {
@@ -50,12 +52,21 @@ impl Cpu {
             .thread_name(|i| format!("ddim-cpu-{i}"))
             .build()
             .map_err(|e| Error::Failed(format!("cannot start {threads} worker threads: {e}")))?;
-        Ok(Cpu { store: Rc::default(), pool, isa, threads })
+        Ok(Cpu { store: Rc::default(), pool, isa, threads, plans: RefCell::default() })
     }
 
     /// Fills every new buffer with NaN, so that a read of what was never written shows. For tests.
     pub fn poison_new_buffers(&self) {
         self.store.borrow_mut().poison = true;
+    }
+
+    /// Notes the variant that an operation has chosen, for [`Replay::note_plans`]; nothing where nobody asked.
+    ///
+    /// [`Replay::note_plans`]: crate::device::Replay::note_plans
+    pub fn note_plan(&self, name: &'static str) {
+        if let Some(plans) = &mut *self.plans.borrow_mut() {
+            plans.push(name);
+        }
     }
 
     /// The instruction set in use.
