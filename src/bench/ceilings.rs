@@ -158,9 +158,11 @@ pub fn of_cpu(cpu: &Cpu) -> Result<Ceilings> {
             *a = b + 3.0 * c;
         }
     })?;
+    let one = peak(cpu, 1);
     Ok(Ceilings {
-        flops_one: Some(peak(cpu, 1)),
-        flops: Some(peak(cpu, cpu.threads())),
+        flops_one: Some(one),
+        // Less than one core has only a machine on which others are at work.
+        flops: Some(peak(cpu, cpu.threads()).max(one)),
         copy: Some(copy),
         triad: Some(triad),
         source: format!("measured, {}, {} threads", cpu.isa(), cpu.threads()),

@@ -24,7 +24,7 @@ Examples
   ddim-engine bench sample --preset seed --images 64       pictures from noise
   ddim-engine bench --compare A.json B.json";
 
-/// Measure speed: single operations against the machine's roofline, training steps, sampling
+/// Measure speed: operations against the machine's roofline, training steps, sampling
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
 pub struct Args {
@@ -68,14 +68,14 @@ pub struct KernelArgs {
     repeat: u32,
 
     /// Seconds of each after which three samples are enough, hot and cold apart
-    #[arg(long, value_name = "SECONDS", default_value_t = 0.5)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.5, allow_negative_numbers = true)]
     budget: f64,
 
     /// Not with empty caches
     #[arg(long)]
     hot_only: bool,
 
-    /// Only list the operations, their operations and bytes, and the predicted time
+    /// Only list the operations, with their bytes, multiply-adds and predicted time
     #[arg(long)]
     list: bool,
 

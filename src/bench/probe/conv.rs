@@ -193,7 +193,7 @@ impl<B: Backend> Conv for Probe<'_, B> {
         }
         self.packed.borrow_mut().insert(B::extent(B::shared(&packed)).address, kept);
         let turned = direction == Direction::Dgrad;
-        let call = Call::new("conv_pack", Kind::Pack, format!("{}>{} {}x{1}", d.c(), d.k, d.side))
+        let call = Call::new("conv_pack", Kind::Pack, format!("{}>{} {side}x{side}", d.c(), d.k, side = d.side))
             .option("res", w_res.is_some())
             .option("dgrad", turned)
             .reads(extents!(B; Some(w), w_res, scale));
