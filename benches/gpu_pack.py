@@ -24,7 +24,7 @@ PACK_FILE, TEST_PROGRAMS = "pack.json", "test-programs"
 WITH_GPU_CASES = re.compile(r"^(gpu_|ops_|zz_operation_cases)")
 LIMIT_MIB = 64
 SCRIPTS = ("gpu.sh", "gpu_suite.py", "gpu_machine.py", "gpu_pack.py", "gpu_parse.py", "torch_peer.py", "torch_cuda.py", "torch_ops.py",
-           "README.md")
+           "peer_models.py", "peer_process.py", "peer_child.py", "README.md")
 
 
 class Unusable(Exception):

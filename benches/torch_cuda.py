@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
-from torch_peer import ChildFailed, build_network, cosine_rates, run_child
+from peer_models import build_network, cosine_rates
+from peer_process import ChildFailed, run_child
 
 if TYPE_CHECKING:
     import torch
@@ -170,9 +171,9 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
 
 def run_variant(args: argparse.Namespace, name: str) -> dict[str, Any]:
     """Measures a variant in a fresh process."""
-    options = {key: getattr(args, key) for key in ("device", "batch", "image_size", "steps", "warmup")} | {"variant": name}
-    peer = Path(__file__).resolve().with_name("torch_peer.py")
-    return run_child([sys.executable, str(peer), "--child", json.dumps(options)], dict(os.environ))
+    options = {key: getattr(args, key) for key in ("batch", "image_size", "steps", "warmup")} | {"what": "gpu", "variant": name}
+    child = Path(__file__).resolve().with_name("peer_child.py")
+    return run_child([sys.executable, str(child), json.dumps(options)], dict(os.environ))
 
 
 def run_engine(args: argparse.Namespace, precision: str) -> dict[str, Any]:

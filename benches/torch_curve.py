@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from torch_peer import build_network, cosine_rates
+from peer_models import build_network, cosine_rates
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 

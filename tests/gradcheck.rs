@@ -15,6 +15,7 @@ use ddim_engine::ops::loss::LossDims;
 use ddim_engine::ops::loss::reference as loss;
 use ddim_engine::ops::pool::ResampleDims;
 use ddim_engine::ops::pool::reference as pool;
+use ddim_engine::ops::resample_conv::{ResampleConvDims, Resampling, reference as resample_conv};
 use ddim_engine::ops::resize::reference as resize;
 use ddim_engine::ops::upsample::reference as upsample;
 use ops_support::{Fill, assert_close_f64, dot};
@@ -207,6 +208,20 @@ fn resizes() {
     for offset in [0, 1] {
         let dx = resize::keep_backward(&dims, offset, &small);
         check("keep", &dx, &large, |x| dot(&small, &resize::keep(&dims, offset, x)));
+    }
+}
+
+#[test]
+fn convolutions_that_change_the_resolution() {
+    for resampling in [Resampling::Double, Resampling::Keep { offset: 0 }, Resampling::Keep { offset: 1 }] {
+        let d = ResampleConvDims { n: 2, h: 4, w: 6, c: 3, k: 2, resampling };
+        let fill = Fill::new(27);
+        let (x, w, bias) = (fill.f64s(0, d.input_len()), fill.f64s(1, 9 * 3 * 2), fill.f64s(2, 2));
+        let dy = fill.f64s(3, d.output_len());
+        let got = resample_conv::backward(&d, &x, &w, &dy);
+        check("dx", &got.dx, &x, |x| dot(&dy, &resample_conv::forward(&d, x, &w, &bias)));
+        check("dw", &got.dw, &w, |w| dot(&dy, &resample_conv::forward(&d, &x, w, &bias)));
+        check("db", &got.db, &bias, |bias| dot(&dy, &resample_conv::forward(&d, &x, &w, bias)));
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod ops_support;
 
+use ddim_engine::device::cpu::Cpu;
 use ddim_engine::ops::conv::reference::stats;
 use ddim_engine::ops::conv::{Conv, ConvDims, Epilogue, Filter, Operand, Output, Prologue};
 use ddim_engine::ops::conv::{Direction, reference as truth};
@@ -127,6 +128,52 @@ fn cuts_into_units() {
         let spec = ConvSpec { stats: true, bias: true, affine: true, add0: true, k0: 7, ..plain };
         check(&cpus, &ConvSpec { x1_constant: true, res1_constant: true, epilogue_affine: true, ..spec }, 3);
         check(&cpus, &ConvSpec { dims: ConvDims { side: 1, ..spec.dims }, ..spec }, 3);
+    }
+}
+
+/// Many threads get smaller groups of small pictures than few: the same bits.
+#[test]
+fn many_threads() {
+    let (one, many) = (Cpu::new(1).unwrap(), Cpu::new(24).unwrap());
+    for d in [dims(40, 4, 4, [24, 0], [3, 0], 20, 3), dims(67, 2, 3, [5, 2], [0, 0], 9, 1)] {
+        let spec = ConvSpec { stats: true, bias: true, ..ConvSpec::plain(d) };
+        let operands = spec.operands(Fill::new(4));
+        let [one, many] = [&one, &many].map(|cpu| spec.run(cpu, &operands).unwrap().all());
+        assert!(one.iter().map(|x| x.to_bits()).eq(many.iter().map(|x| x.to_bits())), "{d:?}");
+    }
+}
+
+/// Extents at which the CPU works on tiles of 2x2 pixels: pictures of odd and even sides, down to a single tile, channels that do and
+/// do not fill vectors, several batches of tiles and several bands.
+#[test]
+fn tiles_of_two_by_two() {
+    let cpus = Cpus::new();
+    for (n, h, w, c, k) in [
+        (3, 2, 2, 16, 16),
+        (2, 3, 3, 72, 80),
+        (2, 2, 9, 33, 35),
+        (2, 9, 2, 40, 17),
+        (3, 5, 7, 48, 24),
+        (1, 13, 50, 20, 48),
+        (1, 64, 31, 16, 33),
+        (1, 6, 300, 24, 16),
+        (9, 8, 8, 64, 64),
+        (1, 30, 34, 144, 20),
+    ] {
+        let plain = ConvSpec::plain(dims(n, h, w, [c, 0], [0, 0], k, 3));
+        let packed = cpus.best().conv_packed_len(&plain.dims);
+        assert_eq!(packed % (16 * c as usize), 0, "16 products for each pair of channels at {:?}", plain.dims);
+        let two = ConvSpec::plain(dims(n, h, w, [c - 5, 5], [0, 0], k, 3));
+        let res = ConvSpec::plain(dims(n, h, w, [c, 0], [9, 70], k, 3));
+        let dgrad = ConvSpec { dgrad: Some(k), factor: true, ..plain };
+        for spec in [
+            ConvSpec { bias: true, stats: true, ..plain },
+            ConvSpec { affine: true, silu: true, x1_constant: true, add0: true, ..two },
+            ConvSpec { res1_constant: true, bias: true, bias_res: true, stats: true, ..res },
+            ConvSpec { epilogue_affine: true, k0: k - 3, add1: true, ..dgrad },
+        ] {
+            check(&cpus, &spec, 2);
+        }
     }
 }
 

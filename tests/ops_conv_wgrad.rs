@@ -2,6 +2,7 @@
 
 mod ops_support;
 
+use ddim_engine::device::cpu::Cpu;
 use ddim_engine::ops::conv::reference::WeightGradients;
 use ddim_engine::ops::conv::{Conv, ConvDims};
 use ops_support::conv_case::{ConvSpec, Operands, Slot, WgradResults};
@@ -115,6 +116,46 @@ fn cuts_into_units() {
             let spec = ConvSpec { affine: true, x1_constant: true, ..plain(n, hw, [6, 3], [3, 2], 18, side) };
             check(&cpus, spec, true, 3);
         }
+    }
+}
+
+/// Extents at which the CPU works on tiles of 2x2 pixels, as in `ops_conv`.
+#[test]
+fn tiles_of_two_by_two() {
+    let cpus = Cpus::new();
+    for (n, hw, c, k) in [
+        (3, [2, 2], 16, 16),
+        (2, [3, 3], 72, 80),
+        (2, [2, 9], 33, 35),
+        (2, [9, 2], 40, 17),
+        (3, [5, 7], 48, 24),
+        (1, [13, 50], 20, 48),
+        (1, [64, 31], 16, 33),
+        (1, [6, 300], 24, 16),
+        (9, [8, 8], 64, 64),
+        (1, [30, 34], 144, 20),
+    ] {
+        let two = plain(n, hw, [c - 5, 5], [9, 70], k, 3);
+        for borders in [false, true] {
+            check(&cpus, ConvSpec { silu: true, ..plain(n, hw, [c, 0], [0, 0], k, 3) }, borders, 2);
+            check(&cpus, ConvSpec { affine: true, x1_constant: true, res1_constant: true, ..two }, borders, 2);
+        }
+    }
+}
+
+/// With more threads than partial sums each row of positions is work of its own: the same bits.
+#[test]
+fn many_threads() {
+    let (one, many) = (Cpu::new(1).unwrap(), Cpu::new(24).unwrap());
+    for spec in [
+        plain(40, [4, 4], [24, 0], [3, 0], 20, 3),
+        ConvSpec { affine: true, x1_constant: true, ..plain(5, [9, 8], [32, 5], [0, 0], 33, 3) },
+        plain(40, [4, 4], [24, 0], [3, 0], 20, 1),
+    ] {
+        let case = Case::new(spec, true);
+        let [one, many] =
+            [&one, &many].map(|cpu| spec.run_wgrad(cpu, &case.operands, &case.before, true).unwrap().all());
+        assert!(one.iter().map(|x| x.to_bits()).eq(many.iter().map(|x| x.to_bits())), "{spec:?}");
     }
 }
 

@@ -10,6 +10,7 @@ use crate::device::Memory;
 use crate::error::{Error, Result};
 use crate::ops::Backend;
 use crate::ops::conv::{ConvDims, Direction, Filter};
+use crate::ops::resample_conv::ResampleConvDims;
 use crate::rng::{Purpose, Stream};
 
 /// A parameter or a running statistic: its index in the layout.
@@ -333,6 +334,20 @@ impl<B: Backend> Weights<B> {
             let filter =
                 Filter { w: self.param(w.w), w_res: w_res.map(|r| self.param(r.w)), forward_c: w.c, scale: None };
             backend.conv_pack(dims, Direction::Forward, filter, B::all_mut(&mut packed))?;
+            self.packed[slot] = Some(packed);
+        }
+        Ok(())
+    }
+
+    /// As [`Weights::pack`], for a convolution that changes the resolution.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn pack_resampled(&mut self, backend: &B, slot: usize, dims: &ResampleConvDims, w: &ConvParams) -> Result<()> {
+        if self.packed[slot].is_none() {
+            let len = backend.resample_conv_packed_len(dims, Direction::Forward);
+            let mut packed = backend.alloc_activation(len)?;
+            backend.resample_conv_pack(dims, Direction::Forward, self.param(w.w), B::all_mut(&mut packed))?;
             self.packed[slot] = Some(packed);
         }
         Ok(())

@@ -26,6 +26,7 @@ pub mod linear;
 pub mod loss;
 pub mod noise;
 pub mod pool;
+pub mod resample_conv;
 pub mod resize;
 pub mod sampler_step;
 pub mod schedule;
@@ -56,6 +57,7 @@ pub trait Backend:
     + loss::Loss
     + noise::Noise
     + pool::AvgPool2
+    + resample_conv::ResampleConv
     + resize::Resize
     + sampler_step::SamplerStep
     + schedule::Schedule
@@ -82,6 +84,7 @@ impl<B> Backend for B where
         + loss::Loss
         + noise::Noise
         + pool::AvgPool2
+        + resample_conv::ResampleConv
         + resize::Resize
         + sampler_step::SamplerStep
         + schedule::Schedule

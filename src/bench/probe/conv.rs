@@ -9,7 +9,7 @@ use crate::ops::conv::{Conv, ConvDims, Direction, Epilogue, Filter, Operand, Out
 use crate::ops::conv2d::{Conv2d, Conv2dDims};
 
 /// Multiply-adds that are worth comparing: a fraction of a second in float64.
-const COMPARED: usize = 20_000_000;
+pub(super) const COMPARED: usize = 20_000_000;
 
 fn operand<'a, B: Backend>(x: Operand<'a, Probe<'_, B>>) -> Operand<'a, B> {
     Operand { x0: x.x0, x1: x.x1, x1_constant: x.x1_constant }
@@ -130,7 +130,7 @@ impl<B: Backend> Probe<'_, B> {
         let affine =
             pro.affine.map(|(a, b)| Ok::<_, crate::error::Error>((self.fetch(a)?, self.fetch(b)?))).transpose()?;
         let [n, h, w, side] = [d.n, d.h, d.w, d.side].map(|e| e as usize);
-        let (c_all, k_all, pad) = (d.c(), d.k as usize, side / 2);
+        let (c_all, k_all) = (d.c(), d.k as usize);
         let z = |p: usize, c: usize| {
             let image = p / (h * w);
             let c0 = d.c0 as usize;
@@ -144,32 +144,47 @@ impl<B: Backend> Probe<'_, B> {
             });
             if pro.silu { truth::silu(value) } else { value }
         };
-        let mut channels = vec![0, c_all / 2, c_all - 1];
-        let mut outputs = vec![0, k_all / 2, k_all - 1];
-        channels.dedup();
-        outputs.dedup();
-        let (mut got, mut want) = (Vec::new(), Vec::new());
-        for &c in &channels {
-            let column: Vec<f64> = (0..n * h * w).map(|p| z(p, c)).collect();
-            for t in 0..side * side {
-                let mut sums = vec![0.0; outputs.len()];
-                for p in 0..n * h * w {
-                    let (i, j) = (p / w % h + t / side, p % w + t % side);
-                    if i < pad || j < pad || i - pad >= h || j - pad >= w {
-                        continue;
-                    }
-                    let value = column[(p / (h * w) * h + i - pad) * w + j - pad];
-                    sums.iter_mut().zip(&outputs).for_each(|(sum, k)| *sum += value * dy[p * k_all + k]);
+        let dy = |p: usize, k: usize| dy[p * k_all + k];
+        Ok(sampled_wgrad([n, h, w, side], [c_all, k_all], z, dy, before, dw))
+    }
+}
+
+/// Error of a few elements of dW[t,c,k] = before + sum_p z(p+t, c) dy(p, k) over all pixels; `extents` are images, rows, columns and the side of
+/// the filter, `channels` C and K.
+pub(super) fn sampled_wgrad(
+    [n, h, w, side]: [usize; 4],
+    [c_all, k_all]: [usize; 2],
+    z: impl Fn(usize, usize) -> f64,
+    dy: impl Fn(usize, usize) -> f64,
+    before: &[f64],
+    dw: &[f64],
+) -> Option<f64> {
+    let pad = side / 2;
+    let mut channels = vec![0, c_all / 2, c_all - 1];
+    let mut outputs = vec![0, k_all / 2, k_all - 1];
+    channels.dedup();
+    outputs.dedup();
+    let (mut got, mut want) = (Vec::new(), Vec::new());
+    for &c in &channels {
+        let column: Vec<f64> = (0..n * h * w).map(|p| z(p, c)).collect();
+        for t in 0..side * side {
+            let mut sums = vec![0.0; outputs.len()];
+            for p in 0..n * h * w {
+                let (i, j) = (p / w % h + t / side, p % w + t % side);
+                if i < pad || j < pad || i - pad >= h || j - pad >= w {
+                    continue;
                 }
-                for (sum, k) in sums.iter().zip(&outputs) {
-                    let at = (t * c_all + c) * k_all + k;
-                    got.push(dw[at]);
-                    want.push(before[at] + sum);
-                }
+                let value = column[(p / (h * w) * h + i - pad) * w + j - pad];
+                sums.iter_mut().zip(&outputs).for_each(|(sum, k)| *sum += value * dy(p, *k));
+            }
+            for (sum, k) in sums.iter().zip(&outputs) {
+                let at = (t * c_all + c) * k_all + k;
+                got.push(dw[at]);
+                want.push(before[at] + sum);
             }
         }
-        Ok(error_of(&got, &want))
     }
+    error_of(&got, &want)
 }
 
 impl<B: Backend> Conv for Probe<'_, B> {

@@ -24,6 +24,7 @@ mod error;
 mod memory;
 mod norms;
 mod resample;
+mod resample_conv;
 mod sampling;
 mod training;
 

@@ -9,6 +9,7 @@ use crate::model::{Act, Mode, NetNoise};
 use crate::ops::Backend;
 use crate::ops::conv::{ConvDims, Direction, Epilogue, Filter, Operand, Output, Prologue, WeightGradients};
 use crate::ops::group_norm::{GroupNormDims, NormInput, NormParams};
+use crate::ops::resample_conv::{ResampleConvDims, ResampleConvGradients, Resampling};
 use crate::tensor::{Shape, Tensor};
 
 /// What every layer of a pass needs.
@@ -137,6 +138,50 @@ impl ConvLayer {
     pub fn dims(&self, s: Shape, c0: usize, c1: usize) -> ConvDims {
         let [n, h, w, c0, c1, k, side] = [s.n, s.h, s.w, c0, c1, self.k, self.side].map(|x| x as u32);
         ConvDims { n, h, w, c0, c1, r0: 0, r1: 0, k, side }
+    }
+
+    /// As [`ConvLayer::dims`], where the convolution changes the resolution; `large` are the pixels of the large side.
+    pub fn resample_dims(&self, large: Shape, resampling: Resampling) -> ResampleConvDims {
+        let [n, h, w, c, k] = [large.n, large.h, large.w, self.params.c, self.k].map(|x| x as u32);
+        ResampleConvDims { n, h, w, c, k, resampling }
+    }
+
+    /// The convolution of x that changes the resolution; `bias` is added to the layer's own.
+    pub fn resample_forward<B: Backend>(
+        &self,
+        backend: &B,
+        weights: &mut Weights<B>,
+        dims: &ResampleConvDims,
+        x: &Tensor<B>,
+        bias: Option<&B::Buffer>,
+        (y, stats): (B::SliceMut<'_>, Option<B::SliceMut<'_>>),
+    ) -> Result<()> {
+        weights.pack_resampled(backend, self.slot, dims, &self.params)?;
+        let weights = &*weights;
+        let biases = [Some(weights.param(self.params.b)), bias.map(B::all)];
+        backend.resample_conv(dims, x.view(), weights.packed(self.slot)?, biases, y, stats)
+    }
+
+    /// Its gradients: those of filter and bias, and as result that of x, which `add` joins.
+    #[allow(clippy::too_many_arguments)] // what forward had, and the gradients
+    pub fn resample_backward<B: Backend>(
+        &self,
+        backend: &B,
+        weights: &Weights<B>,
+        grads: &mut B::Buffer,
+        dims: &ResampleConvDims,
+        x: &Tensor<B>,
+        dy: &Tensor<B>,
+        add: Option<&Tensor<B>>,
+    ) -> Result<Tensor<B>> {
+        let mut packed = backend.alloc_activation(backend.resample_conv_packed_len(dims, Direction::Dgrad))?;
+        backend.resample_conv_pack(dims, Direction::Dgrad, weights.param(self.params.w), B::all_mut(&mut packed))?;
+        let mut dx = Tensor::activation(backend, x.shape)?;
+        let at = |id: ParamId| weights.layout.range(id);
+        let [dw, db] = B::slices_mut(grads, [at(self.params.w), at(self.params.b)]);
+        let out = ResampleConvGradients { dx: dx.view_mut(), dw, db };
+        backend.resample_conv_backward(dims, x.view(), B::all(&packed), dy.view(), add.map(Tensor::view), out)?;
+        Ok(dx)
     }
 
     /// The product of `input` with this filter, and with `shortcut` of `residual` where given.

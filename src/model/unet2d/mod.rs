@@ -25,7 +25,7 @@ use crate::ops::group_norm::{NormGradients, OtherGradients};
 use crate::tensor::{Shape, Tensor};
 use attention::{AttentionBlock, AttentionCtx};
 use layers::{ConvLayer, Norm, Normed, Pass, lost, new_act, parts, rows, sum};
-use resample::{Downsample, Upsample};
+use resample::ResampleLayer;
 use resnet::{Resample, Resnet, ResnetCtx};
 use time::{TimeCtx, TimeMlp};
 
@@ -39,8 +39,8 @@ struct Stage {
 /// What stands between two levels.
 #[derive(Debug)]
 enum Between {
-    Down(Downsample),
-    Up(Upsample),
+    Down(ResampleLayer),
+    Up(ResampleLayer),
     Resnet(Box<Resnet>),
 }
 
@@ -139,7 +139,7 @@ impl Unet2d {
             let between = match (i + 1 < levels, by_resnet) {
                 (false, _) => None,
                 (true, true) => Some(Between::Resnet(Box::new(resnet(l, path, (k, 0), k, Resample::Down)))),
-                (true, false) => Some(Between::Down(Downsample::new(l, &path, k, config.downsample_padding))),
+                (true, false) => Some(Between::Down(ResampleLayer::down(l, &path, k, config.downsample_padding))),
             };
             if between.is_some() {
                 skips.push(k);
@@ -181,7 +181,7 @@ impl Unet2d {
             let between = match (i + 1 < levels, by_resnet) {
                 (false, _) => None,
                 (true, true) => Some(Between::Resnet(Box::new(resnet(l, path, (k, 0), k, Resample::Up)))),
-                (true, false) => Some(Between::Up(Upsample::new(l, &path, k))),
+                (true, false) => Some(Between::Up(ResampleLayer::up(l, &path, k))),
             };
             up.push(Level { stages, between });
         }
@@ -244,8 +244,7 @@ impl Unet2d {
         temb: &B::Buffer,
     ) -> Result<Made<B, BetweenCtx<B>>> {
         let y = match between {
-            Between::Down(down) => down.forward(pass, weights, x)?,
-            Between::Up(up) => up.forward(pass, weights, x)?,
+            Between::Down(layer) | Between::Up(layer) => layer.forward(pass, weights, x)?,
             Between::Resnet(resnet) => {
                 let (y, ctx) = resnet.forward(pass, weights, x, None, temb)?;
                 return Ok((Rc::new(y), ctx.map(BetweenCtx::Resnet)));
@@ -395,7 +394,7 @@ impl Unet2d {
             match (&level.between, between) {
                 (None, None) => {}
                 (Some(Between::Up(layer)), Some(BetweenCtx::Input(x))) => {
-                    dy = layer.backward(pass, weights, grads, &x, dy)?;
+                    dy = layer.backward(pass, weights, grads, &x, &dy, None)?;
                 }
                 (Some(Between::Resnet(resnet)), Some(BetweenCtx::Resnet(ctx))) => {
                     dy = resnet.backward(pass, weights, grads, ctx, &temb, &mut dtemb, dy, None)?.dx0;
@@ -437,7 +436,8 @@ impl Unet2d {
             match (&level.between, between) {
                 (None, None) => {}
                 (Some(Between::Down(layer)), Some(BetweenCtx::Input(x))) => {
-                    dy = layer.backward(pass, weights, grads, &x, dy, skip_grads.pop().flatten())?;
+                    let add = skip_grads.pop().flatten();
+                    dy = layer.backward(pass, weights, grads, &x, &dy, add.as_ref())?;
                 }
                 (Some(Between::Resnet(resnet)), Some(BetweenCtx::Resnet(ctx))) => {
                     let add = skip_grads.pop().flatten();

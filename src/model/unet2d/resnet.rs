@@ -24,6 +24,7 @@ use crate::ops::Backend;
 use crate::ops::conv::{ConvDims, Epilogue, Operand, Output, Prologue};
 use crate::ops::group_norm::{Dropout, NormGradients, OtherGradients};
 use crate::ops::linear::{LinearDims, LinearGradients};
+use crate::ops::resample_conv::Resampling;
 use crate::tensor::{Shape, Tensor};
 
 /// What a block does to the resolution.
@@ -60,7 +61,7 @@ pub(super) struct ResnetCtx<B: Backend> {
     x0: Rc<Act<B>>,
     x1: Option<Rc<Act<B>>>,
     normed1: Normed<B>,
-    /// The activation behind norm1 at the new resolution, where the block resamples.
+    /// Conv1's input where the block resamples: the activation behind norm1, halved already, or not yet doubled.
     resampled: Option<Tensor<B>>,
     h: Act<B>,
     normed2: Normed<B>,
@@ -179,18 +180,27 @@ impl Resnet {
             _ => {
                 let mut a = Tensor::activation(backend, s)?;
                 backend.group_norm_apply(&normed1.dims, normed1.input(x0, second), None, a.view_mut())?;
-                Some(self.resample_forward(backend, s, a.view())?)
+                let doubles = self.resample == Resample::Up;
+                Some(if doubles { a } else { self.resample_forward(backend, s, a.view())? })
             }
         };
         let mut h = new_act(backend, to)?;
-        let (input, prologue) = match &resampled {
-            Some(a) => (Operand::one(a.view()), Prologue::none()),
-            None => (operand(x0, second), normed1.prologue()),
-        };
-        let bias_res = if self.modulated() { None } else { Some(B::all(&time)) };
-        let epilogue = Epilogue { bias_res, ..Epilogue::default() };
-        let dims1 = self.conv1.dims(to, self.c0, self.c1);
-        self.conv1.forward(backend, weights, &dims1, input, prologue, None, epilogue, parts(&mut h))?;
+        let time_bias = if self.modulated() { None } else { Some(&time) };
+        match (&resampled, self.resample) {
+            (Some(a), Resample::Up) => {
+                let dims = self.conv1.resample_dims(to, Resampling::Double);
+                self.conv1.resample_forward(backend, weights, &dims, a, time_bias, parts(&mut h))?;
+            }
+            _ => {
+                let (input, prologue) = match &resampled {
+                    Some(a) => (Operand::one(a.view()), Prologue::none()),
+                    None => (operand(x0, second), normed1.prologue()),
+                };
+                let epilogue = Epilogue { bias_res: time_bias.map(B::all), ..Epilogue::default() };
+                let dims = self.conv1.dims(to, self.c0, self.c1);
+                self.conv1.forward(backend, weights, &dims, input, prologue, None, epilogue, parts(&mut h))?;
+            }
+        }
         let modulation = if self.modulated() { Some(time) } else { None };
 
         // conv2
@@ -307,18 +317,23 @@ impl Resnet {
         backend.linear_backward(&self.time_dims(s.n), B::all(temb), w, dtime, out)?;
 
         // conv1
-        let dims1 = self.conv1.dims(to, self.c0, self.c1);
-        let (input, prologue) = match &resampled {
-            Some(a) => (Operand::one(a.view()), Prologue::none()),
-            None => (operand(x0, x1), normed1.prologue()),
+        let g = match (&resampled, self.resample) {
+            (Some(a), Resample::Up) => {
+                let dims = self.conv1.resample_dims(to, Resampling::Double);
+                self.conv1.resample_backward(backend, weights, grads, &dims, a, &dh, None)?
+            }
+            _ => {
+                let dims = self.conv1.dims(to, self.c0, self.c1);
+                let (input, prologue) = match &resampled {
+                    Some(a) => (Operand::one(a.view()), Prologue::none()),
+                    None => (operand(x0, x1), normed1.prologue()),
+                };
+                self.conv1.wgrad(backend, weights, grads, &dims, input, prologue, None, dh.view())?;
+                let g = self.conv1.dgrad(backend, weights, to, &dh, None)?;
+                if resampled.is_some() { self.resample_backward(backend, s, g.view(), None)? } else { g }
+            }
         };
-        self.conv1.wgrad(backend, weights, grads, &dims1, input, prologue, None, dh.view())?;
-        drop(resampled);
-        let mut g = self.conv1.dgrad(backend, weights, to, &dh, None)?;
-        drop(dh);
-        if self.resample != Resample::None {
-            g = self.resample_backward(backend, s, g.view(), None)?;
-        }
+        drop((resampled, dh));
 
         // The shortcut's gradient, with that of x0's other use.
         let (s0, s1) = (s.with_c(self.c0), s.with_c(self.c1));

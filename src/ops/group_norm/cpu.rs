@@ -191,6 +191,11 @@ impl<'a> Image<'a> {
         }
     }
 
+    /// Whether the gradient changes on its way to the norm: d is not g.
+    fn changes(&self) -> bool {
+        self.d.silu != 0 || !self.mask.is_empty()
+    }
+
     /// The two inputs: (index, first channel of the concatenation, channels).
     fn sides(&self) -> [(usize, usize, usize); 2] {
         let (c0, c1) = (self.d.c0 as usize, self.d.c1 as usize);
@@ -286,7 +291,7 @@ fn backward_image(
     params: &NormParams<'_, Cpu>,
     g: &[f32],
     adds: [Option<&[f32]>; 3],
-    dx: [&mut [f32]; 2],
+    [dx0, dx1]: [&mut [f32]; 2],
     sums: &mut [f32],
     table: &mut [f32],
 ) {
@@ -298,7 +303,7 @@ fn backward_image(
         let (m, r) = (image.moments[2 * (i / width)], image.moments[2 * (i / width) + 1]);
         (t.r[i], t.xhat_shift[i]) = (r, -m * r);
     }
-    dispatch(isa, Sums { image, g, t: &mut t });
+    dispatch(isa, Sums { image, g, t: &mut t, kept: [&mut *dx0, &mut *dx1] });
     let count = pixels as f32 * width as f32;
     for (group, r) in image.moments.chunks_exact(2).map(|m| m[1]).enumerate() {
         let channels = || group * width..(group + 1) * width;
@@ -318,7 +323,7 @@ fn backward_image(
     let (n, c0, c1) = (image.n, d.c0 as usize, d.c1 as usize);
     let cut = |at: usize, c: usize| adds[at].map_or(&[][..], |v| &v[n * pixels * c..(n + 1) * pixels * c]);
     let adds = [[cut(0, c0), cut(1, c0)], [cut(2, c1), &[]]];
-    dispatch(isa, Dx { image, g, t: &t, adds, dx });
+    dispatch(isa, Dx { image, g, t: &t, adds, dx: [dx0, dx1] });
 }
 
 /// d of one vector: g through dropout and SiLU.
@@ -349,6 +354,8 @@ struct Sums<'a, 'b> {
     image: &'a Image<'a>,
     g: &'a [f32],
     t: &'a mut Table<'b>,
+    /// Where dx will stand: until then d, which costs an exponential, where it is not g itself.
+    kept: [&'a mut [f32]; 2],
 }
 
 impl Kernel for Sums<'_, '_> {
@@ -356,8 +363,8 @@ impl Kernel for Sums<'_, '_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Sums { image, g, t } = self;
-        let (c, pixels) = (image.d.c(), image.d.pixels as usize);
+        let Sums { image, g, t, kept } = self;
+        let (c, pixels, keeps) = (image.d.c(), image.d.pixels as usize, image.changes());
         for (side, first, width) in image.sides() {
             let x = image.x[side];
             let mut i = 0;
@@ -372,6 +379,9 @@ impl Kernel for Sums<'_, '_> {
                     for p in 0..pixels {
                         let x = get::<S>(x, p * width + i, live);
                         let d = through::<S>(image, g, x, affine, p * c + k, live);
+                        if keeps {
+                            put::<S>(kept[side], p * width + i, live, d);
+                        }
                         let xhat = S::fma(r, x, xhat_shift);
                         a = S::add(a, d);
                         b = S::fma(d, xhat, b);
@@ -387,7 +397,7 @@ impl Kernel for Sums<'_, '_> {
     }
 }
 
-/// The second pass: dx.
+/// The second pass: dx, in place of the d that the first has kept there.
 struct Dx<'a, 'b> {
     image: &'a Image<'a>,
     g: &'a [f32],
@@ -403,7 +413,7 @@ impl Kernel for Dx<'_, '_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Dx { image, g, t, adds, dx } = self;
-        let (c, pixels) = (image.d.c(), image.d.pixels as usize);
+        let (c, pixels, kept) = (image.d.c(), image.d.pixels as usize, image.changes());
         for (side, first, width) in image.sides() {
             let x = image.x[side];
             let [add0, add1] = adds[side];
@@ -419,7 +429,7 @@ impl Kernel for Dx<'_, '_> {
                     for p in 0..pixels {
                         let at = p * width + i;
                         let x = get::<S>(x, at, live);
-                        let d = through::<S>(image, g, x, affine, p * c + k, live);
+                        let d = if kept { get::<S>(dx[side], at, live) } else { get::<S>(g, p * c + k, live) };
                         let xhat = S::fma(r, x, xhat_shift);
                         let mut y = S::fma(affine[0], d, S::fma(k1, xhat, k0));
                         if !add0.is_empty() {

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A 3x3 convolution of stride 2 is one of stride 1 of which every fourth pixel is kept: with zeros on all sides o = 0, with zeros only on the
-//! right and below o = 1 (diffusers' `downsample_padding` 1 and 0). That computes four times the products of one layer.
+//! right and below o = 1 (diffusers' `downsample_padding` 1 and 0). [`super::resample_conv`] are both as one operation.
 //!
 //! The forward operations leave the statistics (mean, sum of squared deviations) per image and channel where asked. Gradients are overwritten.
 

@@ -1,7 +1,8 @@
 //! How a convolution is cut into units of work, and how a unit's input comes into a padded band.
 //!
-//! A unit is a band of rows of one image, or several whole small images: always a contiguous run of pixels. The cut depends on the
-//! shape alone, so that sums over units do not depend on the number of threads.
+//! A unit is a band of rows of one image, or several whole small images: always a contiguous run of pixels. Where units leave sums (the
+//! gradients of weights, the statistics of bands) the cut depends on the shape alone, so that those do not depend on the number of
+//! threads. Whole images leave nothing that depends on their neighbours: many threads get smaller groups of them.
 
 use super::super::{ConvDims, Operand, Prologue};
 use crate::device::cpu::Cpu;
@@ -10,12 +11,12 @@ use crate::device::cpu::simd::{Simd, load_part, store_part};
 /// Pixels that a unit aims at: its band and its output then stay in the second-level cache.
 const TARGET_PIXELS: usize = 512;
 /// Units that a batch of small images is cut into at least, for the sake of the threads.
-const MIN_UNITS: usize = 16;
+pub(super) const MIN_UNITS: usize = 16;
 
 /// A contiguous run of pixels: `rows` rows from `row` on of each of `images` images from `image` on (several images only where
 /// `rows` is the whole height).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Unit {
+pub(in crate::ops) struct Unit {
     pub image: usize,
     pub images: usize,
     pub row: usize,
@@ -24,27 +25,30 @@ pub(super) struct Unit {
 
 impl Unit {
     /// First pixel, counted over the whole batch.
+    #[inline(always)]
     pub fn first_pixel(&self, d: &ConvDims) -> usize {
         (self.image * d.h as usize + self.row) * d.w as usize
     }
     /// Pixels of the unit.
+    #[inline(always)]
     pub fn pixels(&self, d: &ConvDims) -> usize {
         self.images * self.rows * d.w as usize
     }
 }
 
-/// Cuts the batch into units, in pixel order.
-pub(super) fn units(d: &ConvDims) -> Vec<Unit> {
+/// Cuts the batch into units, in pixel order. A band has an even number of rows unless it is an image's last: tiles of 2x2 pixels
+/// never straddle two bands. `least`: units that a batch of small images is cut into, where it has as many.
+pub(super) fn units(d: &ConvDims, least: usize) -> Vec<Unit> {
     let (n, h, w) = (d.n as usize, d.h as usize, d.w as usize);
     if 2 * h * w <= TARGET_PIXELS {
-        let group = (TARGET_PIXELS / (h * w)).min(n.div_ceil(MIN_UNITS)).max(1);
+        let group = (TARGET_PIXELS / (h * w)).min(n.div_ceil(least)).max(1);
         return (0..n)
             .step_by(group)
             .map(|image| Unit { image, images: group.min(n - image), row: 0, rows: h })
             .collect();
     }
     let bands = h.div_ceil((TARGET_PIXELS / w).max(1));
-    let rows = h.div_ceil(bands);
+    let rows = h.div_ceil(bands).next_multiple_of(2);
     (0..n)
         .flat_map(|image| (0..h).step_by(rows).map(move |row| Unit { image, images: 1, row, rows: rows.min(h - row) }))
         .collect()
@@ -52,33 +56,49 @@ pub(super) fn units(d: &ConvDims) -> Vec<Unit> {
 
 /// Geometry of a band: one padded picture part per image, `pitch` floats per pixel.
 #[derive(Clone, Copy)]
-pub(super) struct Band {
+pub(in crate::ops) struct Band {
     /// Floats per pixel: the channels, padded where a kernel wants it.
     pub pitch: usize,
     /// 1 for a 3x3 filter, 0 for 1x1.
     pub halo: usize,
     /// Pixels per band row.
     pub width: usize,
+    /// Rows of a picture part are rounded up to these, with zeros.
+    rows: usize,
 }
 
 impl Band {
     pub fn new(d: &ConvDims, channels: usize, multiple: usize) -> Self {
         let halo = usize::from(d.side == 3);
-        Band { pitch: channels.next_multiple_of(multiple), halo, width: d.w as usize + 2 * halo }
+        Band { pitch: channels.next_multiple_of(multiple), halo, width: d.w as usize + 2 * halo, rows: 1 }
+    }
+    /// For tiles of 2x2 pixels: rows and columns are even, where the picture's are not, there are zeros.
+    pub fn even(d: &ConvDims, channels: usize, multiple: usize) -> Self {
+        let band = Band::new(d, channels, multiple);
+        Band { width: band.width.next_multiple_of(2), rows: 2, ..band }
+    }
+    /// Band rows of one image.
+    #[inline(always)]
+    fn lines(&self, rows: usize) -> usize {
+        rows.next_multiple_of(self.rows) + 2 * self.halo
     }
     /// Floats of the band rows of one image.
+    #[inline(always)]
     pub fn image_len(&self, rows: usize) -> usize {
-        (rows + 2 * self.halo) * self.width * self.pitch
+        self.lines(rows) * self.width * self.pitch
     }
     /// Floats of a unit's band.
+    #[inline(always)]
     pub fn len(&self, unit: &Unit) -> usize {
         unit.images * self.image_len(unit.rows)
     }
     /// Offset of the first tap of pixel `q` in row `row` of image `image` of the unit.
+    #[inline(always)]
     pub fn offset(&self, unit: &Unit, image: usize, row: usize, q: usize) -> usize {
         image * self.image_len(unit.rows) + (row * self.width + q) * self.pitch
     }
     /// Distance of tap `t` from the first one.
+    #[inline(always)]
     pub fn tap(&self, side: usize, t: usize) -> usize {
         ((t / side) * self.width + t % side) * self.pitch
     }
@@ -89,7 +109,7 @@ impl Band {
 /// # Safety
 /// The instruction set of `S` must be available. Lengths were checked on entry to the operation.
 #[inline(always)]
-pub(super) unsafe fn load<S: Simd>(
+pub(in crate::ops) unsafe fn load<S: Simd>(
     d: &ConvDims,
     unit: &Unit,
     band: &Band,
@@ -111,7 +131,7 @@ pub(super) unsafe fn load<S: Simd>(
             }
             affine => affine,
         };
-        for r in 0..unit.rows + 2 * band.halo {
+        for r in 0..band.lines(unit.rows) {
             let start = i * band.image_len(unit.rows) + r * row_len;
             let dst = &mut out[start..start + row_len];
             let y = (unit.row + r).wrapping_sub(band.halo);
@@ -121,8 +141,9 @@ pub(super) unsafe fn load<S: Simd>(
             }
             let edge = band.halo * band.pitch;
             dst[..edge].fill(0.0);
-            dst[row_len - edge..].fill(0.0);
-            let inner = &mut dst[edge..row_len - edge];
+            let end = edge + w * band.pitch;
+            dst[end..].fill(0.0);
+            let inner = &mut dst[edge..end];
             let pixel = (image * h + y) * w;
             // SAFETY: the caller vouches for the instruction set; the slices have the lengths that are passed.
             unsafe {

@@ -2,11 +2,15 @@
 
 use super::super::{ConvDims, Epilogue, Operand, Output, Prologue};
 use super::bands::{self, Band, Unit};
-use super::{expect, pack};
+use super::winograd::{self, Tiles};
+use super::{constant, expect, pack};
 use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::simd::{Kernel, Simd, dispatch, load_part, store_part};
 use crate::device::cpu::{Cpu, Isa};
 use crate::error::Result;
+
+/// Floats of a 1x1 product's input that are used by all output channels before the next come: half a first-level cache.
+const CHUNK_FLOATS: usize = 4 << 10;
 
 /// What every unit reads.
 struct Shared<'a> {
@@ -14,13 +18,54 @@ struct Shared<'a> {
     input: Operand<'a, Cpu>,
     prologue: Prologue<'a, Cpu>,
     residual: Option<Operand<'a, Cpu>>,
-    packed: &'a [f32],
+    packed: Packed<'a>,
     epilogue: Epilogue<'a, Cpu>,
     /// bias + bias_res, [K padded], or [N, K padded] where an image has its own.
     bias: Vec<f32>,
+    /// See [`PerImage::border`]; may be empty.
+    border: Vec<f32>,
     /// K padded.
     kp: usize,
     k0: usize,
+}
+
+/// A packed filter, or the part of it that belongs to some of the input channels of its main product.
+#[derive(Clone, Copy)]
+pub(super) struct Packed<'a> {
+    data: &'a [f32],
+    /// Rows of a tile of output channels.
+    rows: usize,
+    /// Rows of its main product.
+    main: usize,
+    /// Input channels of the main product in each tap or position, and the first one that is used.
+    channels: usize,
+    first: usize,
+    /// Whether positions of Winograd's tiles stand in place of taps.
+    tiled: bool,
+}
+
+impl<'a> Packed<'a> {
+    /// The filter that was packed for `d`.
+    pub fn new(d: &ConvDims, data: &'a [f32]) -> Self {
+        let (rows, main, tiled) = (pack::rows(d), pack::terms(d) * d.c(), winograd::wins(d));
+        Packed { data, rows, main, channels: d.c(), first: 0, tiled }
+    }
+    /// The input channels from `first` on.
+    pub fn starting_at(self, first: usize) -> Self {
+        Packed { first, ..self }
+    }
+    /// Row `r` of the residual, output channels from `k0`, in a tile of `width` of them.
+    pub fn residual_row(&self, k0: usize, width: usize, r: usize) -> &'a [f32] {
+        &self.data[self.rows * k0 + (self.main + r) * width..][..width]
+    }
+}
+
+/// Additions to the product that differ between images.
+pub(super) struct PerImage {
+    /// [N, K padded].
+    pub bias: Vec<f32>,
+    /// [N, 3, 3, K padded], more for the pixels at the border of a picture (top, inner, bottom; left, inner, right); or empty.
+    pub border: Vec<f32>,
 }
 
 /// What one unit writes.
@@ -39,8 +84,9 @@ pub(super) fn forward<'a>(
     input: Operand<'a, Cpu>,
     prologue: Prologue<'a, Cpu>,
     residual: Option<Operand<'a, Cpu>>,
-    packed: &'a [f32],
+    packed: Packed<'a>,
     epilogue: Epilogue<'a, Cpu>,
+    per_image: Option<PerImage>,
     out: Output<'_, Cpu>,
 ) -> Result<()> {
     let (k, k0, pixels) = (d.k as usize, out.k0, d.pixels());
@@ -51,16 +97,17 @@ pub(super) fn forward<'a>(
     let kp = pack::padded(k, lanes);
     let biases = [epilogue.bias, epilogue.bias_res];
     let rows = if biases.iter().flatten().any(|b| b.len() > k) { d.n as usize } else { 1 };
-    let mut bias = vec![0.0; rows * kp];
+    let PerImage { mut bias, border } =
+        per_image.unwrap_or_else(|| PerImage { bias: vec![0.0; rows * kp], border: Vec::new() });
     for b in biases.into_iter().flatten() {
         for (image, row) in bias.chunks_exact_mut(kp).enumerate() {
             let b = if b.len() > k { &b[image * k..] } else { b };
             row.iter_mut().zip(&b[..k]).for_each(|(sum, b)| *sum += b);
         }
     }
-    let shared = Shared { d: *d, input, prologue, residual, packed, epilogue, bias, kp, k0 };
+    let shared = Shared { d: *d, input, prologue, residual, packed, epilogue, bias, border, kp, k0 };
 
-    let units = bands::units(d);
+    let units = bands::units(d, bands::MIN_UNITS.max(2 * cpu.threads()));
     let mut partial = Vec::new();
     let stats: &mut [f32] = match out.stats {
         None => &mut [],
@@ -99,14 +146,14 @@ pub(super) fn forward<'a>(
 }
 
 /// Splits the first `n` elements off.
-pub(super) fn take<'a>(rest: &mut &'a mut [f32], n: usize) -> &'a mut [f32] {
+pub(in crate::ops) fn take<'a>(rest: &mut &'a mut [f32], n: usize) -> &'a mut [f32] {
     let (head, tail) = std::mem::take(rest).split_at_mut(n);
     *rest = tail;
     head
 }
 
 /// Chan's merge of (mean, sum of squared deviations) over the bands of each image, in order (Chan, Golub, LeVeque 1979).
-fn merge_bands(units: &[Unit], d: &ConvDims, partial: &[f32], stats: &mut [f32]) {
+pub(in crate::ops) fn merge_bands(units: &[Unit], d: &ConvDims, partial: &[f32], stats: &mut [f32]) {
     let k = d.k as usize;
     let mut count = vec![0.0f64; d.n as usize];
     for (unit, part) in units.iter().zip(partial.chunks_exact(2 * k)) {
@@ -125,7 +172,8 @@ fn merge_bands(units: &[Unit], d: &ConvDims, partial: &[f32], stats: &mut [f32])
     }
 }
 
-/// One unit, with its scratch: the band, the products [pixels, K padded], and the pixel offsets.
+/// One unit, with its scratch: the band, the products [pixels, K padded], the pixel offsets, and V and M where the product is
+/// taken by tiles.
 struct UnitKernel<'s, 'a> {
     shared: &'s Shared<'a>,
     job: Job<'s>,
@@ -133,28 +181,38 @@ struct UnitKernel<'s, 'a> {
     buf: &'s mut [f32],
     products: &'s mut [f32],
     tables: &'s mut [u32],
+    tiles: Option<Tiles>,
+    v: &'s mut [f32],
+    m: &'s mut [f32],
 }
 
 /// Runs one unit on this thread.
 fn run_unit(isa: Isa, shared: &Shared<'_>, job: Job<'_>) {
     let d = &shared.d;
-    let band = Band::new(d, d.c(), 1);
+    let (lanes, block) = (isa.lanes(), isa.block_pixels());
+    let tiled = shared.packed.tiled;
+    let band = if tiled { Band::even(d, d.c(), lanes) } else { Band::new(d, d.c(), 1) };
+    let tiles = tiled.then(|| Tiles::new(d, &job.unit, band.pitch, shared.kp, block));
+    let [v_len, m_len] = tiles.map_or([0; 2], |tiles| tiles.lengths());
+    let batch = tiles.map_or(0, |tiles| tiles.batch);
     // Whole register blocks: the last block repeats the last pixel, and its surplus rows are never read.
-    let padded_n = job.unit.pixels(d).next_multiple_of(isa.block_pixels());
-    let lengths = [band.len(&job.unit), padded_n * shared.kp, 3 * padded_n + d.taps()];
-    with_scratch(lengths, |[buf, products, tables]| {
+    let padded_n = job.unit.pixels(d).next_multiple_of(block);
+    let lengths = [band.len(&job.unit), padded_n * shared.kp, 3 * padded_n + d.taps() + batch, v_len, m_len];
+    with_scratch(lengths, |[buf, products, tables, v, m]| {
         let tables = bytemuck::cast_slice_mut(tables);
-        dispatch(isa, UnitKernel { shared, job, band, buf, products, tables });
+        dispatch(isa, UnitKernel { shared, job, band, buf, products, tables, tiles, v, m });
     });
 }
 
 /// One operand as the inner loop sees it: pixel p of the unit starts at `base + offsets[p]`, its taps at the given distances.
 #[derive(Clone, Copy)]
-struct Segment<'a> {
-    base: *const f32,
-    offsets: &'a [u32],
-    taps: &'a [u32],
-    channels: usize,
+pub(in crate::ops) struct Segment<'a> {
+    pub base: *const f32,
+    pub offsets: &'a [u32],
+    pub taps: &'a [u32],
+    pub channels: usize,
+    /// Rows of the filter after those of the channels, for each tap.
+    pub skip: usize,
 }
 
 impl Kernel for UnitKernel<'_, '_> {
@@ -162,14 +220,15 @@ impl Kernel for UnitKernel<'_, '_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let UnitKernel { shared, job, band, buf, products, tables } = self;
-        let Shared { d, input, prologue, residual, packed, kp, .. } = shared;
+        let UnitKernel { shared, job, band, buf, products, tables, tiles, v, m } = self;
+        let Shared { d, input, prologue, residual, packed, border, kp, .. } = shared;
         let unit = &job.unit;
         let (n, kp) = (unit.pixels(d), *kp);
         let padded_n = n.next_multiple_of(S::PIXELS);
         let (main, rest) = tables.split_at_mut(padded_n);
         let (off0, rest) = rest.split_at_mut(padded_n);
-        let (off1, taps) = rest.split_at_mut(padded_n);
+        let (off1, rest) = rest.split_at_mut(padded_n);
+        let (taps, in_batch) = rest.split_at_mut(d.taps());
         let (r0, r1) = (d.r0 as usize, d.r1 as usize);
         let constant = matches!(residual, Some(r) if r.x1_constant);
         let (mut image, mut row, mut col) = (0, 0, 0);
@@ -195,39 +254,137 @@ impl Kernel for UnitKernel<'_, '_> {
         // the residual tensors (lengths checked on entry); tiles cover exactly the packed filter and kp columns of products.
         unsafe {
             bands::load::<S>(d, unit, &band, input, prologue, buf);
-            let main = Segment { base: buf.as_ptr(), offsets: main, taps, channels: d.c() };
+            let main =
+                Segment { base: buf.as_ptr(), offsets: main, taps, channels: d.c(), skip: packed.channels - d.c() };
             let mut segments = [main; 3];
             let mut used = 1;
             if let Some(r) = residual {
                 let base = r.x0[first * r0..].as_ptr();
-                segments[1] = Segment { base, offsets: off0, taps: &[0], channels: r0 };
+                segments[1] = Segment { base, offsets: off0, taps: &[0], channels: r0, skip: 0 };
                 used = 2;
                 if let Some(x1) = r.x1 {
                     let base = x1[if constant { unit.image } else { first } * r1..].as_ptr();
-                    segments[2] = Segment { base, offsets: off1, taps: &[0], channels: r1 };
+                    segments[2] = Segment { base, offsets: off1, taps: &[0], channels: r1, skip: 0 };
                     used = 3;
                 }
             }
-            let mut k0 = 0;
-            while k0 < d.k as usize {
-                let vectors = pack::tile_vectors(d.k as usize, k0, S::LANES);
-                let w = packed[pack::rows(d) * k0..].as_ptr();
-                let out = products.as_mut_ptr().add(k0);
-                let mut p = 0;
-                while p < n {
-                    block::<S>(vectors, &segments[..used], p, w, out, kp);
-                    p += S::PIXELS;
+            // By tiles the direct product is that of the residual alone.
+            let segments = &segments[usize::from(tiles.is_some())..used];
+            let before = if tiles.is_some() { packed.main } else { packed.first };
+            let chunk = if tiles.is_some() { CHUNK_FLOATS / d.r().max(1) } else { n };
+            let chunk = chunk.next_multiple_of(S::PIXELS);
+            let mut start = if segments.is_empty() { n } else { 0 };
+            while start < n {
+                let end = if start + chunk < n { start + chunk } else { n };
+                let mut k0 = 0;
+                while k0 < d.k as usize {
+                    let vectors = pack::tile_vectors(d.k as usize, k0, S::LANES);
+                    let w = packed.data[packed.rows * k0 + before * vectors * S::LANES..].as_ptr();
+                    let out = products.as_mut_ptr().add(k0);
+                    let mut p = start;
+                    while p < end {
+                        block::<S>(vectors, segments, p, w, out, kp);
+                        p += S::PIXELS;
+                    }
+                    k0 += vectors * S::LANES;
                 }
-                k0 += vectors * S::LANES;
+                start = end;
+            }
+            if let Some(tiles) = &tiles {
+                for (i, offset) in in_batch.iter_mut().enumerate() {
+                    *offset = (i * tiles.v_pitch) as u32;
+                }
+                let work = TileWork {
+                    d,
+                    unit,
+                    band: &band,
+                    buf,
+                    packed: *packed,
+                    offsets: in_batch,
+                    add: !segments.is_empty(),
+                };
+                work.run::<S>(tiles, v, m, products);
+            }
+            if !border.is_empty() {
+                constant::add_border::<S>(d, unit, border, products, kp);
             }
             epilogue::<S>(shared, job, products, kp);
         }
     }
 }
 
+/// The main product of a unit by Winograd's tiles.
+struct TileWork<'a> {
+    d: &'a ConvDims,
+    unit: &'a Unit,
+    band: &'a Band,
+    buf: &'a [f32],
+    packed: Packed<'a>,
+    /// Where each tile of a batch starts in V.
+    offsets: &'a [u32],
+    /// Whether `products` holds something to add to.
+    add: bool,
+}
+
+impl TileWork<'_> {
+    /// # Safety
+    /// The instruction set of `S`; the band is loaded; V, M and products are those of the unit.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, tiles: &Tiles, v: &mut [f32], m: &mut [f32], products: &mut [f32]) {
+        let TileWork { d, unit, packed, .. } = *self;
+        let (c, k, kp) = (d.c(), d.k as usize, tiles.m_pitch);
+        // SAFETY: passed on; tiles of the packed filter hold 16 positions of C rows.
+        unsafe {
+            let mut first = 0;
+            while first < tiles.count {
+                let end = if first + tiles.batch < tiles.count { first + tiles.batch } else { tiles.count };
+                for i in 0..winograd::POSITIONS / winograd::ROW {
+                    let mut tile = first;
+                    while tile < end {
+                        let run = tiles.run(first, tile, end);
+                        winograd::transform_input_row::<S>(tiles, unit, self.band, self.buf, run, i, v);
+                        tile += run.count;
+                    }
+                    for j in 0..winograd::ROW {
+                        let base = v[j * tiles.v_step()..].as_ptr();
+                        let segment = [Segment { base, offsets: self.offsets, taps: &[0], channels: c, skip: 0 }];
+                        let m = m[j * tiles.m_step()..].as_mut_ptr();
+                        let mut k0 = 0;
+                        while k0 < k {
+                            let vectors = pack::tile_vectors(k, k0, S::LANES);
+                            let row = (i * winograd::ROW + j) * packed.channels + packed.first;
+                            let w = packed.data[packed.rows * k0 + row * vectors * S::LANES..].as_ptr();
+                            let mut p = 0;
+                            while p < end - first {
+                                block::<S>(vectors, &segment, p, w, m.add(k0), kp);
+                                p += S::PIXELS;
+                            }
+                            k0 += vectors * S::LANES;
+                        }
+                    }
+                    let mut tile = first;
+                    while tile < end {
+                        let run = tiles.run(first, tile, end);
+                        winograd::transform_output_row::<S>(tiles, d, unit, m, run, i, products, !self.add);
+                        tile += run.count;
+                    }
+                }
+                first = end;
+            }
+        }
+    }
+}
+
 /// Picks the register block of the instruction set.
 #[inline(always)]
-unsafe fn block<S: Simd>(vectors: usize, segs: &[Segment<'_>], p: usize, w: *const f32, out: *mut f32, kp: usize) {
+pub(in crate::ops) unsafe fn block<S: Simd>(
+    vectors: usize,
+    segs: &[Segment<'_>],
+    p: usize,
+    w: *const f32,
+    out: *mut f32,
+    kp: usize,
+) {
     // SAFETY: passed on.
     unsafe {
         // Conditions on constants, not a match of tuples: what is not taken is then not even compiled.
@@ -276,24 +433,52 @@ unsafe fn product<S: Simd, const PX: usize, const CV: usize>(
                 for x in &mut x {
                     *x = x.add(tap as usize);
                 }
-                for c in 0..seg.channels {
-                    let mut wv = [S::splat(0.0); CV];
-                    for (v, wv) in wv.iter_mut().enumerate() {
-                        *wv = S::load(w.add(v * S::LANES));
+                // Four channels a turn: the end of a short loop is a branch that the processor then foresees.
+                let mut c = 0;
+                while c + 4 <= seg.channels {
+                    for _ in 0..4 {
+                        step::<S, PX, CV>(&x, c, w, &mut acc);
+                        w = w.add(CV * S::LANES);
+                        c += 1;
                     }
-                    for i in 0..PX {
-                        let b = S::broadcast(x[i], c);
-                        for v in 0..CV {
-                            acc[i][v] = S::fma(b, wv[v], acc[i][v]);
-                        }
-                    }
-                    w = w.add(CV * S::LANES);
                 }
+                while c < seg.channels {
+                    step::<S, PX, CV>(&x, c, w, &mut acc);
+                    w = w.add(CV * S::LANES);
+                    c += 1;
+                }
+                w = w.add(seg.skip * CV * S::LANES);
             }
         }
         for (i, row) in acc.iter().enumerate() {
             for (v, &a) in row.iter().enumerate() {
                 S::store(out.add((p + i) * kp + v * S::LANES), a);
+            }
+        }
+    }
+}
+
+/// One channel of the inner loop.
+///
+/// # Safety
+/// As [`product`].
+#[inline(always)]
+unsafe fn step<S: Simd, const PX: usize, const CV: usize>(
+    x: &[*const f32; PX],
+    c: usize,
+    w: *const f32,
+    acc: &mut [[S::V; CV]; PX],
+) {
+    // SAFETY: passed on.
+    unsafe {
+        let mut wv = [S::splat(0.0); CV];
+        for (v, wv) in wv.iter_mut().enumerate() {
+            *wv = S::load(w.add(v * S::LANES));
+        }
+        for i in 0..PX {
+            let b = S::broadcast(x[i], c);
+            for v in 0..CV {
+                acc[i][v] = S::fma(b, wv[v], acc[i][v]);
             }
         }
     }
