@@ -5,7 +5,7 @@
 //! | floor | modules | what |
 //! |---|---|---|
 //! | 6 | `cli` (of the binary) | arguments to configuration to a library call to print |
-//! | 5 | [`lab`] | what people do around a model: learning-rate finder, sweeps, table of runs, figures, report |
+//! | 5 | [`lab`], [`bench`] | what people do around a model: learning-rate finder, sweeps, table of runs, figures, report; how fast it is, and by what measure |
 //! | 4 | [`train`], [`check`], [`sample`], [`interop`], [`metrics`] | the training loop, checkpoints, run directory; replay of reference files; pictures from a model; models of other programs; how good a model is |
 //! | 3 | [`diffusion`] | schedules, objectives, normaliser, sampler |
 //! | 2 | [`model`] | parameters, residual block, U-Net: forward and backward, side by side |
@@ -137,6 +137,7 @@
 //! figures, and a page that shows a run. And the devices under all of it: [`device`] (memory, launches, recordings), the CPU's kernels
 //! ([`device::cpu`]), and one type for NVIDIA GPUs and the simulator ([`device::gpu`]).
 
+pub mod bench;
 pub mod check;
 pub mod config;
 pub mod data;

@@ -52,7 +52,7 @@ fn without_arguments_it_says_what_to_try() {
 
 #[test]
 fn help_has_commands_examples_and_keys() {
-    says(&["--help"], &["train", "sample", "check", "doctor", "First command to try", "Exit codes", "130"]);
+    says(&["--help"], &["train", "sample", "check", "doctor", "bench", "First command to try", "Exit codes", "130"]);
     says(&["--version"], &["ddim-engine ", env!("CARGO_PKG_VERSION")]);
     let train = says(
         &["train", "--help"],
@@ -77,6 +77,7 @@ fn help_has_commands_examples_and_keys() {
     says(&["sample", "--help"], &["--gif", "--individual", "--weights", "default: 36", "default: 20", "Examples"]);
     says(&["check", "--help"], &["REFERENCE.safetensors", "Exit code 1"]);
     says(&["doctor", "--help"], &["--data-dir"]);
+    says(&["bench", "--help"], &["kernels", "step", "sample", "--compare", "Examples"]);
     for args in [
         &["--help"][..],
         &["train", "--help"],
@@ -84,6 +85,10 @@ fn help_has_commands_examples_and_keys() {
         &["sample", "-h"],
         &["check", "-h"],
         &["doctor", "-h"],
+        &["bench", "-h"],
+        &["bench", "kernels", "-h"],
+        &["bench", "step", "-h"],
+        &["bench", "sample", "-h"],
     ] {
         for line in says(args, &[]).lines() {
             assert!(line.chars().count() <= 100, "{args:?}: {line}");

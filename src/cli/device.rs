@@ -1,6 +1,7 @@
 //! The choice of a device and of its arithmetic, and work that runs on whichever it is.
 
 use clap::Args;
+use ddim_engine::bench::ceilings::{self, Ceilings};
 use ddim_engine::config::Precision;
 use ddim_engine::device::cpu::{Cpu, Isa, Products};
 use ddim_engine::device::cuda::{self, Cuda, GpuInfo};
@@ -141,6 +142,25 @@ impl Chosen {
                 work.run(&gpu)
             }
             Kind::Sim { arithmetic } => work.run(&Gpu::new(Sim::new()?, *arithmetic)),
+        }
+    }
+
+    /// What it could do at best.
+    ///
+    /// # Errors
+    /// The device cannot be opened, or failed; out of memory.
+    pub fn ceilings(&self) -> Result<Ceilings> {
+        struct OfGpu(String, Arithmetic);
+        impl Work for OfGpu {
+            type Output = Ceilings;
+            fn run<B: Backend>(self, backend: &B) -> Result<Ceilings> {
+                ceilings::of_gpu(backend, &self.0, self.1)
+            }
+        }
+        match &self.kind {
+            Kind::Cpu { threads, .. } => ceilings::of_cpu(&Cpu::new(*threads)?),
+            Kind::Cuda { gpu, arithmetic } => self.run(OfGpu(gpu.to_string(), *arithmetic)),
+            Kind::Sim { .. } => Ok(ceilings::none("none: the simulator's times say nothing about a GPU")),
         }
     }
 

@@ -4,6 +4,7 @@
 
 mod bench;
 mod bench_ops;
+mod bench_run;
 mod check;
 mod data;
 mod device;

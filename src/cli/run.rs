@@ -1,18 +1,16 @@
 //! From parsed options to the library: the device is made here, and here what was done is told.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use clap::ValueEnum;
 use ddim_engine::check::{self, Report, Tolerances};
-use ddim_engine::config::{Config, LrSchedule};
+use ddim_engine::config::LrSchedule;
 use ddim_engine::device::gpu::Arithmetic;
 use ddim_engine::error::{Error, Result};
 use ddim_engine::ops::Backend;
 use ddim_engine::sample::{self, EncodeOptions, SampleOptions, WeightKind};
 use ddim_engine::train::interrupt::Interrupt;
 use ddim_engine::train::progress::{Kind, Progress};
-use ddim_engine::train::stepper;
 use ddim_engine::train::trainer::{self, TrainOptions, TrainSummary};
 
 use super::device::{Chosen, Work};
@@ -150,61 +148,4 @@ pub fn check(device: &Chosen, files: &[PathBuf]) -> Result<()> {
         return print::stdout(&format!("{} of {} files pass\n", files.len(), files.len()));
     }
     Err(Error::Failed(format!("{} of {} files fail: {}", failed.len(), files.len(), failed.join(", "))))
-}
-
-/// Peak resident memory of this process in MiB (`VmHWM`), where the system tells.
-fn peak_rss_mib() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
-}
-
-struct Bench<'a> {
-    config: &'a Config,
-    repeat: usize,
-}
-
-impl Work for Bench<'_> {
-    /// Seconds of each step, and the bytes that the arena held at most.
-    type Output = (Vec<f64>, usize);
-    fn run<B: Backend>(self, backend: &B) -> Result<(Vec<f64>, usize)> {
-        let seconds = stepper::bench_step(backend, self.config, self.repeat)?;
-        Ok((seconds, backend.memory_use().peak))
-    }
-}
-
-/// Times a training step.
-pub fn bench_step(device: &Chosen, config: &Config, repeat: usize, json: Option<&Path>) -> Result<()> {
-    let began = Instant::now();
-    let (mut seconds, arena) = device.run(Bench { config, repeat })?;
-    let total = began.elapsed().as_secs_f64();
-    seconds.sort_by(f64::total_cmp);
-    let (least, median) = (seconds[0], seconds[seconds.len() / 2]);
-    let images = config.batch_size as f64;
-    let result = serde_json::json!({
-        "what": "training step",
-        "seconds_per_step_min": least,
-        "seconds_per_step_median": median,
-        "images_per_second": images / median,
-        "peak_rss_mib": peak_rss_mib(),
-        "arena_peak_mib": arena as f64 / (1 << 20) as f64,
-        "device": device.line.trim_start_matches("device: "),
-        "precision": device.arithmetic().to_string(),
-        "batch_size": config.batch_size,
-        "image_size": config.image_size,
-        "steps": seconds.len(),
-        "seconds_total": total,
-    });
-    let text = format!("{result:#}\n");
-    match json {
-        Some(path) if path.as_os_str() == "-" => print::stdout(&text),
-        Some(path) => ddim_engine::train::run_dir::write_atomic(path, text.as_bytes()),
-        None => print::stdout(&format!(
-            "step {:.3} ms at least, {:.3} ms in the median of {}; {:.0} images/s\n",
-            1e3 * least,
-            1e3 * median,
-            seconds.len(),
-            images / median
-        )),
-    }
 }

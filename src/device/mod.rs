@@ -72,6 +72,13 @@ pub trait Memory {
     /// Bytes that the arena holds, and the most that were in use at once.
     fn memory_use(&self) -> MemoryUse;
 
+    /// Where a view lies and how much it holds.
+    fn extent(view: Self::Slice<'_>) -> Extent;
+    /// An exclusive view, shared for as long as it is not used.
+    fn shared<'a>(view: &'a Self::SliceMut<'_>) -> Self::Slice<'a>;
+    /// An exclusive view lent to a call, so that it can be used again after it.
+    fn lend<'a>(view: &'a mut Self::SliceMut<'_>) -> Self::SliceMut<'a>;
+
     /// A view of the whole buffer.
     fn all(buffer: &Self::Buffer) -> Self::Slice<'_> {
         Self::slice(buffer, 0..Self::buffer_len(buffer))
@@ -117,6 +124,20 @@ pub trait Replay: Memory {
     /// # Errors
     /// The device failed.
     fn replay(&self, graph: &Self::Graph) -> Result<()>;
+    /// Begins (`true`) or ends to note what operations choose: the names of the kernels that a GPU launches, or of the variants that a
+    /// CPU takes where it has several. Returns, in order, what was noted since it began.
+    fn note_plans(&self, begin: bool) -> Vec<&'static str>;
+}
+
+/// Where a view lies and how much it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Address on its device.
+    pub address: u64,
+    /// Elements.
+    pub len: usize,
+    /// Bytes.
+    pub bytes: usize,
 }
 
 /// What the arena holds, in bytes.

@@ -3,14 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::time::Instant;
 
-use crate::config::Config;
-use crate::device::ReadBack;
 use crate::diffusion::normalizer::Normalizer;
 use crate::error::Result;
 use crate::ops::Backend;
-use crate::ops::loss::LossValues;
 use crate::ops::noise::NoiseKey;
 use crate::rng::Purpose;
 use crate::tensor::{Shape, Tensor};
@@ -153,33 +149,4 @@ fn labels_of_part<B: Backend>(backend: &B, labels: &B::Buffer, first: usize, n: 
     let mut part = backend.alloc(n)?;
     backend.copy(B::slice(labels, first..first + n), B::all_mut(&mut part))?;
     Ok(part)
-}
-
-/// Times training steps of a configuration on pixels of noise: seconds of each of `repeat`, after two that are not counted.
-///
-/// # Errors
-/// Out of memory, or the device failed.
-pub fn bench_step<B: Backend>(backend: &B, config: &Config, repeat: usize) -> Result<Vec<f64>> {
-    let mut state = TrainState::<B>::new(backend, config)?;
-    let mut stepper = Stepper::new(backend, config.channels, config.seed)?;
-    let shape = Shape::new(config.batch_size, config.image_size, config.image_size, config.channels);
-    let mut words = crate::rng::Stream::new(config.seed, Purpose::Picture, 0, 0).reader();
-    let pixels: Vec<u8> = (0..shape.len()).map(|_| words.word() as u8).collect();
-    let mut normalizer = Normalizer::new(config.channels, 1);
-    normalizer.gather(&pixels);
-    let mut seconds = Vec::new();
-    let labels = vec![0.0; config.class_embeds().map_or(0, |_| config.batch_size)];
-    for step in 0..repeat + 2 {
-        let began = Instant::now();
-        let losses = stepper.step_of_classes(backend, &mut state, &normalizer, shape, &pixels, &labels)?;
-        let losses = losses.wait()?;
-        let loss = LossValues::from_slots(&losses).loss;
-        if !loss.is_finite() {
-            return Err(crate::error::Error::Failed(format!("the loss is {loss} at step {}", step + 1)));
-        }
-        if step >= 2 {
-            seconds.push(began.elapsed().as_secs_f64());
-        }
-    }
-    Ok(seconds)
 }

@@ -9,7 +9,7 @@ use memmap2::MmapMut;
 
 use super::Cpu;
 use crate::device::arena::{Arena, Place};
-use crate::device::{Memory, MemoryUse, ReadBack, Replay};
+use crate::device::{Extent, Memory, MemoryUse, ReadBack, Replay};
 use crate::error::{Error, Result};
 
 /// Elements of a chunk. Address space only: pages become real when they are first touched.
@@ -155,6 +155,18 @@ impl Memory for Cpu {
         Ok(())
     }
 
+    fn extent(view: &[f32]) -> Extent {
+        Extent { address: view.as_ptr() as u64, len: view.len(), bytes: size_of_val(view) }
+    }
+
+    fn shared<'a>(view: &'a &mut [f32]) -> &'a [f32] {
+        view
+    }
+
+    fn lend<'a>(view: &'a mut &mut [f32]) -> &'a mut [f32] {
+        view
+    }
+
     fn memory_use(&self) -> MemoryUse {
         let (live, peak) = self.store.borrow().arena.usage();
         MemoryUse { live: live * size_of::<f32>(), peak: peak * size_of::<f32>() }
@@ -184,6 +196,11 @@ impl Replay for Cpu {
 
     fn replay(&self, graph: &Self::Graph) -> Result<()> {
         match *graph {}
+    }
+
+    fn note_plans(&self, begin: bool) -> Vec<&'static str> {
+        let fresh = begin.then(Vec::new);
+        self.plans.replace(fresh).unwrap_or_default()
     }
 }
 

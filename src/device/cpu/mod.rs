@@ -25,6 +25,8 @@ pub struct Cpu {
     isa: Isa,
     products: Products,
     threads: usize,
+    /// Variants that operations chose, where someone wants to know.
+    plans: RefCell<Option<Vec<&'static str>>>,
 }
 
 impl Cpu {
@@ -53,7 +55,7 @@ impl Cpu {
             .thread_name(|i| format!("ddim-cpu-{i}"))
             .build()
             .map_err(|e| Error::Failed(format!("cannot start {threads} worker threads: {e}")))?;
-        Ok(Cpu { store: Rc::default(), pool, isa, products: Products::Fp32, threads })
+        Ok(Cpu { store: Rc::default(), pool, isa, products: Products::Fp32, threads, plans: RefCell::default() })
     }
 
     /// The same device with these factors in the products of its convolutions. Filters that were packed before do not fit it.
@@ -74,6 +76,15 @@ impl Cpu {
     /// Fills every new buffer with NaN, so that a read of what was never written shows. For tests.
     pub fn poison_new_buffers(&self) {
         self.store.borrow_mut().poison = true;
+    }
+
+    /// Notes the variant that an operation has chosen, for [`Replay::note_plans`]; nothing where nobody asked.
+    ///
+    /// [`Replay::note_plans`]: crate::device::Replay::note_plans
+    pub fn note_plan(&self, name: &'static str) {
+        if let Some(plans) = &mut *self.plans.borrow_mut() {
+            plans.push(name);
+        }
     }
 
     /// The instruction set in use.

@@ -10,7 +10,7 @@ use half::bf16;
 use super::{Dtype, Gpu};
 use crate::device::arena::{Arena, Place};
 use crate::device::launcher::{DevicePtr, Launcher};
-use crate::device::{Memory, MemoryUse, ReadBack, Replay};
+use crate::device::{Extent, Memory, MemoryUse, ReadBack, Replay};
 use crate::error::{Error, Result};
 
 /// The arena counts in units of this many bytes.
@@ -311,6 +311,18 @@ impl<L: Launcher> Memory for Gpu<L> {
         }
     }
 
+    fn extent(view: GpuSlice<'_>) -> Extent {
+        Extent { address: view.ptr.0, len: view.len, bytes: view.bytes() }
+    }
+
+    fn shared<'a>(view: &'a GpuSliceMut<'_>) -> GpuSlice<'a> {
+        view.shared()
+    }
+
+    fn lend<'a>(view: &'a mut GpuSliceMut<'_>) -> GpuSliceMut<'a> {
+        GpuSliceMut { ptr: view.ptr, len: view.len, dtype: view.dtype, owner: PhantomData }
+    }
+
     fn memory_use(&self) -> MemoryUse {
         let recorded: Vec<_> = self.recorded.borrow().iter().filter_map(Weak::upgrade).collect();
         let own = Rc::clone(&self.store.borrow());
@@ -346,6 +358,11 @@ impl<L: Launcher> Replay for Gpu<L> {
 
     fn replay(&self, graph: &Recording<L>) -> Result<()> {
         self.launcher.replay(&graph.graph)
+    }
+
+    fn note_plans(&self, begin: bool) -> Vec<&'static str> {
+        let fresh = begin.then(Vec::new);
+        self.launched.replace(fresh).unwrap_or_default()
     }
 }
 

@@ -67,6 +67,8 @@ pub struct Gpu<L: Launcher> {
     /// The arenas of recordings that live.
     recorded: RefCell<Vec<Weak<RefCell<Store<L>>>>>,
     kernels: RefCell<Vec<Option<L::Kernel>>>,
+    /// Names of the kernels launched, where someone wants to know.
+    launched: RefCell<Option<Vec<&'static str>>>,
 }
 
 impl<L: Launcher> Gpu<L> {
@@ -75,7 +77,7 @@ impl<L: Launcher> Gpu<L> {
         let launcher = Rc::new(launcher);
         let store = RefCell::new(Rc::new(RefCell::new(Store::new(Rc::clone(&launcher)))));
         let kernels = RefCell::new(vec![None; kernels::ALL.len()]);
-        Gpu { launcher, arithmetic, store, recorded: RefCell::default(), kernels }
+        Gpu { launcher, arithmetic, store, recorded: RefCell::default(), kernels, launched: RefCell::default() }
     }
 
     /// How convolutions compute.
@@ -125,6 +127,9 @@ impl<L: Launcher> Gpu<L> {
         }
         if grid.contains(&0) {
             return Ok(()); // nothing to do, and not a launch that a driver accepts
+        }
+        if let Some(launched) = &mut *self.launched.borrow_mut() {
+            launched.push(entry.name);
         }
         let known = self.kernels.borrow()[entry.index];
         let kernel = match known {

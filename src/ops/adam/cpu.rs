@@ -28,7 +28,7 @@ fn applies(guard: Option<&[f32]>) -> Result<bool> {
 }
 
 impl Adam for Cpu {
-    fn adam_step(&self, scalars: &[f32], guard: Option<&[f32]>, state: AdamState<'_, Self>) -> Result<()> {
+    fn adam_step(&self, scalars: &[f32], guard: Option<&[f32]>, state: AdamState<'_, '_, Self>) -> Result<()> {
         let n = state.params.len();
         expect_len(OP, "grads", state.grads.len(), n)?;
         expect_len(OP, "m", state.m.len(), n)?;

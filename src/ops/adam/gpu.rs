@@ -46,7 +46,12 @@ fn control(scalars: GpuSlice<'_>, guard: Option<GpuSlice<'_>>) -> Result<(Device
 }
 
 impl<L: Launcher> Adam for Gpu<L> {
-    fn adam_step(&self, scalars: GpuSlice<'_>, guard: Option<GpuSlice<'_>>, state: AdamState<'_, Self>) -> Result<()> {
+    fn adam_step(
+        &self,
+        scalars: GpuSlice<'_>,
+        guard: Option<GpuSlice<'_>>,
+        state: AdamState<'_, '_, Self>,
+    ) -> Result<()> {
         let n = state.params.len();
         expect_f32(OP, "params", state.params.shared(), n)?;
         expect_f32(OP, "grads", state.grads, n)?;

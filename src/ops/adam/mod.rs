@@ -100,12 +100,12 @@ impl AdamParams {
     }
 }
 
-/// The flat buffers of one step, all of the same length.
-pub struct AdamState<'a, M: Memory> {
+/// The flat buffers of one step, all of the same length: `'a` those that change, `'g` those that are read.
+pub struct AdamState<'a, 'g, M: Memory> {
     /// Weights.
     pub params: M::SliceMut<'a>,
     /// Their gradients.
-    pub grads: M::Slice<'a>,
+    pub grads: M::Slice<'g>,
     /// First moments.
     pub m: M::SliceMut<'a>,
     /// Second moments.
@@ -113,7 +113,7 @@ pub struct AdamState<'a, M: Memory> {
     /// Moving average of the weights.
     pub ema: Option<M::SliceMut<'a>>,
     /// `[1]`: factor of the gradients; 1 where there is none.
-    pub clip: Option<M::Slice<'a>>,
+    pub clip: Option<M::Slice<'g>>,
 }
 
 /// The optimiser of a device.
@@ -127,7 +127,7 @@ pub trait Adam: Memory {
         &self,
         scalars: Self::Slice<'_>,
         guard: Option<Self::Slice<'_>>,
-        state: AdamState<'_, Self>,
+        state: AdamState<'_, '_, Self>,
     ) -> Result<()>
     where
         Self: Sized;

@@ -30,6 +30,11 @@ use crate::error::Result;
 use constant::Split;
 use forward::Packed;
 
+/// Names the way that the main product takes, for `bench`.
+fn note(cpu: &Cpu, dims: &ConvDims) {
+    cpu.note_plan(if winograd::wins(dims) { "winograd" } else { "direct" });
+}
+
 fn len(view: &&[f32]) -> usize {
     view.len()
 }
@@ -65,6 +70,7 @@ impl Conv for Cpu {
         check_input(dims, &input, &prologue, residual.as_ref(), len)?;
         check_epilogue(dims, &epilogue, out.k0, len)?;
         expect("packed", packed.len(), self.conv_packed_len(dims))?;
+        note(self, dims);
         let packed = Packed::new(dims, self.products(), packed);
         match constant::split(dims, input, prologue, residual, packed.can_start_at(dims.c0 as usize)) {
             None => forward::forward(self, dims, input, prologue, residual, packed, epilogue, None, out),
@@ -87,6 +93,7 @@ impl Conv for Cpu {
     ) -> Result<()> {
         check_input(dims, &input, &prologue, residual.as_ref(), len)?;
         wgrad::check(dims, dy, &out)?;
+        note(self, dims);
         match constant::split(dims, input, prologue, residual, true) {
             None => wgrad::wgrad(self, dims, input, prologue, residual, dy, out),
             Some(split) => constant::wgrad(self, dims, &split, dy, out),
