@@ -3,6 +3,7 @@
 //! `ddim-engine bench kernels` measures every operation of the presets with the operands that the models give them; this is the small
 //! set to run again and again while a kernel is being changed: criterion keeps the last result and says what changed.
 //! `cargo bench -- wgrad` runs those whose name contains it. Instruction sets and threads: `DDIM_ISA`, `DDIM_BENCH_THREADS`.
+#![allow(missing_docs)] // of the function that `criterion_group!` makes
 
 use std::hint::black_box;
 use std::time::Duration;
