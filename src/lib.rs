@@ -5,7 +5,7 @@
 //! | floor | modules | what |
 //! |---|---|---|
 //! | 6 | `cli` (of the binary) | arguments to configuration to a library call to print |
-//! | 5 | [`lab`], [`bench`] | what people do around a model: learning-rate finder, sweeps, table of runs, figures, report; how fast it is, and by what measure |
+//! | 5 | [`lab`], [`bench`](mod@bench) | what people do around a model: learning-rate finder, sweeps, table of runs, figures, report; how fast it is, and by what measure |
 //! | 4 | [`train`], [`check`], [`sample`], [`interop`], [`metrics`] | the training loop, checkpoints, run directory; replay of reference files; pictures from a model; models of other programs; how good a model is |
 //! | 3 | [`diffusion`] | schedules, objectives, normaliser, sampler |
 //! | 2 | [`model`] | parameters, residual block, U-Net: forward and backward, side by side |
