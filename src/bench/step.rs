@@ -150,7 +150,7 @@ pub fn breakdown<B: Backend>(backend: &B, config: &Config, repeat: usize) -> Res
     }
     let calls = probe.seen();
     let parts = parts(&calls, steps as f64);
-    let launches = (launches > 0).then_some(launches);
+    let launches = B::LAUNCHES.then_some(launches);
     Ok(Breakdown { steps, seconds: seconds / steps as f64, parts, calls, launches })
 }
 

@@ -110,6 +110,8 @@ pub trait ReadBack {
 pub trait Replay: Memory {
     /// A recording.
     type Graph;
+    /// Whether what [`Replay::note_plans`] notes are kernels, one for each launch.
+    const LAUNCHES: bool;
 
     /// Runs `body`, and records what it asks of the device where the device can repeat such a recording; `None` where it cannot.
     ///

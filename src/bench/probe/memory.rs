@@ -79,6 +79,7 @@ impl<B: Backend> Memory for Probe<'_, B> {
 impl<B: Backend> Replay for Probe<'_, B> {
     /// There are none.
     type Graph = std::convert::Infallible;
+    const LAUNCHES: bool = B::LAUNCHES;
 
     fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Graph>> {
         body().map(|()| None)

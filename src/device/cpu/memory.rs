@@ -188,6 +188,7 @@ impl ReadBack for CpuReadBack {
 impl Replay for Cpu {
     /// There are none: the CPU computes each time.
     type Graph = std::convert::Infallible;
+    const LAUNCHES: bool = false;
 
     fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Graph>> {
         body()?;

@@ -337,6 +337,7 @@ impl<L: Launcher> Memory for Gpu<L> {
 
 impl<L: Launcher> Replay for Gpu<L> {
     type Graph = Recording<L>;
+    const LAUNCHES: bool = true;
 
     fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Option<Recording<L>>> {
         if self.store.borrow().borrow().separate {
