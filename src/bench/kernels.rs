@@ -4,19 +4,13 @@ use serde_json::{Value, json};
 
 use super::ceilings::Ceilings;
 use super::probe::{Measured, Probe, Seen, Watch};
+use super::sample;
 use super::step::{Training, WARMUP};
 use super::table::{seconds, table};
 use super::timing::Effort;
 use crate::config::{Config, Family};
-use crate::device::Memory;
-use crate::diffusion::Diffusion;
-use crate::diffusion::sampler::Sampler;
 use crate::error::Result;
-use crate::model::Net;
-use crate::model::params::Weights;
 use crate::ops::Backend;
-use crate::ops::noise::step_word;
-use crate::tensor::Shape;
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -84,19 +78,13 @@ pub fn measure<B: Backend>(backend: &B, options: &Options, progress: &mut dyn Fn
 
 /// One network call of sampling, with a fresh network.
 fn sample_once<B: Backend>(probe: &Probe<'_, B>, config: &Config, watch: Watch) -> Result<()> {
-    let net = Net::new(config)?;
-    let mut weights = Weights::init(probe, net.layout(), config.seed)?;
-    let diffusion = Diffusion::new(config)?;
-    let shape = Shape::new(config.batch_size, config.image_size, config.image_size, config.channels);
     let steps = if config.family == Family::Seed { 2 } else { 1 };
-    let mut sampler = Sampler::new(probe, &net, &mut weights, &diffusion, shape, steps)?;
-    let mut step = probe.alloc(1)?;
-    probe.upload(&[step_word(0)], Probe::<B>::all_mut(&mut step))?;
-    let mut result = vec![0.0; shape.len()];
-    probe.set(watch);
-    let done = super::sample::draw(probe, &mut sampler, &step, &mut result);
-    probe.set(Watch::Off);
-    done
+    sample::with_pictures(probe, config, config.batch_size, steps, |pictures| {
+        probe.set(watch);
+        let done = pictures.draw(probe);
+        probe.set(Watch::Off);
+        done
+    })
 }
 
 impl Row {

@@ -26,18 +26,40 @@ pub struct Sampling {
     pub memory: MemoryUse,
 }
 
-/// Draws a batch into `result`.
-pub(super) fn draw<B: Backend>(
+/// A sampler of a fresh network, and what it draws into.
+pub(super) struct Pictures<'a, B: Backend> {
+    sampler: Sampler<'a, B>,
+    step: B::Buffer,
+    result: Vec<f32>,
+}
+
+impl<B: Backend> Pictures<'_, B> {
+    /// Draws a batch.
+    pub fn draw(&mut self, backend: &B) -> Result<()> {
+        let shape = self.sampler.shape();
+        let key = NoiseKey { seed: 1, purpose: Purpose::Sample, first_image: 0 };
+        backend.fill_normal(key, B::all(&self.step), shape.h * shape.w * shape.c, self.sampler.noise())?;
+        let image = self.sampler.run_recorded()?;
+        backend.download(image.view(), &mut self.result)
+    }
+}
+
+/// Calls `work` with a sampler of `batch` pictures in `steps` steps.
+pub(super) fn with_pictures<B: Backend, T>(
     backend: &B,
-    sampler: &mut Sampler<'_, B>,
-    step: &B::Buffer,
-    result: &mut [f32],
-) -> Result<()> {
-    let shape = sampler.shape();
-    let key = NoiseKey { seed: 1, purpose: Purpose::Sample, first_image: 0 };
-    backend.fill_normal(key, B::all(step), shape.h * shape.w * shape.c, sampler.noise())?;
-    let image = sampler.run_recorded()?;
-    backend.download(image.view(), result)
+    config: &Config,
+    batch: usize,
+    steps: usize,
+    work: impl FnOnce(&mut Pictures<'_, B>) -> Result<T>,
+) -> Result<T> {
+    let net = Net::new(config)?;
+    let mut weights = Weights::init(backend, net.layout(), config.seed)?;
+    let diffusion = Diffusion::new(config)?;
+    let shape = Shape::new(batch, config.image_size, config.image_size, config.channels);
+    let sampler = Sampler::new(backend, &net, &mut weights, &diffusion, shape, steps)?;
+    let mut step = backend.alloc(1)?;
+    backend.upload(&[step_word(0)], B::all_mut(&mut step))?;
+    work(&mut Pictures { sampler, step, result: vec![0.0; shape.len()] })
 }
 
 /// Times `repeat` times `images` pictures in `steps` steps, `config.batch_size` at once, by a fresh network: of noise on the device to
@@ -47,24 +69,17 @@ pub(super) fn draw<B: Backend>(
 /// Too few steps; out of memory; the device failed.
 pub fn time<B: Backend>(backend: &B, config: &Config, images: usize, steps: usize, repeat: usize) -> Result<Sampling> {
     let began = Instant::now();
-    let net = Net::new(config)?;
-    let mut weights = Weights::init(backend, net.layout(), config.seed)?;
-    let diffusion = Diffusion::new(config)?;
     let batch = config.batch_size.min(images);
-    let shape = Shape::new(batch, config.image_size, config.image_size, config.channels);
-    let mut sampler = Sampler::new(backend, &net, &mut weights, &diffusion, shape, steps)?;
-    let mut step = backend.alloc(1)?;
-    backend.upload(&[step_word(0)], B::all_mut(&mut step))?;
-    let mut result = vec![0.0; shape.len()];
-    let batches = images.div_ceil(batch);
-    let mut all = || (0..batches).try_for_each(|_| draw(backend, &mut sampler, &step, &mut result));
-    all()?;
-    let first = began.elapsed().as_secs_f64();
-    let mut seconds = Vec::new();
-    for _ in 0..repeat {
-        let began = Instant::now();
+    with_pictures(backend, config, batch, steps, |pictures| {
+        let mut all = || (0..images.div_ceil(batch)).try_for_each(|_| pictures.draw(backend));
         all()?;
-        seconds.push(began.elapsed().as_secs_f64());
-    }
-    Ok(Sampling { seconds: Samples::new(seconds), first, memory: backend.memory_use() })
+        let first = began.elapsed().as_secs_f64();
+        let mut seconds = Vec::new();
+        for _ in 0..repeat {
+            let began = Instant::now();
+            all()?;
+            seconds.push(began.elapsed().as_secs_f64());
+        }
+        Ok(Sampling { seconds: Samples::new(seconds), first, memory: backend.memory_use() })
+    })
 }

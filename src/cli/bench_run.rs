@@ -10,7 +10,6 @@ use ddim_engine::bench::table::{seconds, table};
 use ddim_engine::bench::timing::Samples;
 use ddim_engine::bench::{FORMAT, kernels};
 use ddim_engine::config::Config;
-use ddim_engine::device::gpu::Arithmetic;
 use ddim_engine::error::Result;
 use ddim_engine::ops::Backend;
 use ddim_engine::train::run_dir::write_atomic;
@@ -74,7 +73,7 @@ pub fn kernels(device: &Chosen, options: &kernels::Options, json: Option<&Path>)
     let ceilings = device.ceilings()?;
     print::stderr(&ceilings.line());
     let rows = device.run(Kernels(options))?;
-    let dtype = if device.arithmetic() == Arithmetic::Bf16 { "bfloat16" } else { "float32" };
+    let dtype = if device.activation_bytes() == 2 { "bfloat16" } else { "float32" };
     let mut result = head("kernels", device);
     let presets: Map<String, Value> =
         options.presets.iter().map(|(name, config)| (name.clone(), json!(config.batch_size))).collect();

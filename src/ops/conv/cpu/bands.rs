@@ -11,7 +11,7 @@ use crate::device::cpu::simd::{Simd, load_part, store_part};
 /// Pixels that a unit aims at: its band and its output then stay in the second-level cache.
 const TARGET_PIXELS: usize = 512;
 /// Units that a batch of small images is cut into at least, for the sake of the threads.
-pub(super) const MIN_UNITS: usize = 16;
+pub(in crate::ops) const MIN_UNITS: usize = 16;
 
 /// A contiguous run of pixels: `rows` rows from `row` on of each of `images` images from `image` on (several images only where
 /// `rows` is the whole height).
@@ -36,18 +36,22 @@ impl Unit {
     }
 }
 
-/// Cuts the batch into units, in pixel order. A band has an even number of rows unless it is an image's last: tiles of 2x2 pixels
-/// never straddle two bands. `least`: units that a batch of small images is cut into, where it has as many.
+/// Cuts the batch into units of a convolution. `least`: units that a batch of small images is cut into, where it has as many.
 pub(super) fn units(d: &ConvDims, least: usize) -> Vec<Unit> {
-    let (n, h, w) = (d.n as usize, d.h as usize, d.w as usize);
-    if 2 * h * w <= TARGET_PIXELS {
-        let group = (TARGET_PIXELS / (h * w)).min(n.div_ceil(least)).max(1);
+    cut([d.n, d.h, d.w].map(|x| x as usize), TARGET_PIXELS, least)
+}
+
+/// Cuts `n` images of `h` by `w` pixels into units of about `target` pixels, in pixel order. A band has an even number of rows unless it is an
+/// image's last: tiles of 2x2 pixels never straddle two bands.
+pub(in crate::ops) fn cut([n, h, w]: [usize; 3], target: usize, least: usize) -> Vec<Unit> {
+    if 2 * h * w <= target {
+        let group = (target / (h * w)).min(n.div_ceil(least)).max(1);
         return (0..n)
             .step_by(group)
             .map(|image| Unit { image, images: group.min(n - image), row: 0, rows: h })
             .collect();
     }
-    let bands = h.div_ceil((TARGET_PIXELS / w).max(1));
+    let bands = h.div_ceil((target / w).max(1));
     let rows = h.div_ceil(bands).next_multiple_of(2);
     (0..n)
         .flat_map(|image| (0..h).step_by(rows).map(move |row| Unit { image, images: 1, row, rows: rows.min(h - row) }))

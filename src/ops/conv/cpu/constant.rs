@@ -141,10 +141,12 @@ pub(super) fn wgrad<'a>(
     dy: &'a [f32],
     out: WeightGradients<'_, Cpu>,
 ) -> Result<()> {
-    let (k, c0, c, taps) = (d.k as usize, d.c0 as usize, d.c(), d.taps());
+    let (k, c0, c) = (d.k as usize, d.c0 as usize, d.c());
+    // Without a constant input of the main product the centre tap is all that is asked for, unless by the caller.
+    let taps = if split.main.is_some() || out.border_sums.is_some() { d.taps() } else { 1 };
     let lanes = cpu.isa().lanes();
     let kp = pack::padded(k, lanes);
-    let sums = image_sums(cpu, d, dy, kp);
+    let sums = image_sums(cpu, d, dy, taps, kp);
     let image = |n: usize, tap: usize| &sums[(n * taps + tap) * kp..][..k];
     let total = |tap: usize| {
         let mut total = image(0, tap).to_vec();
@@ -177,7 +179,7 @@ pub(super) fn wgrad<'a>(
         return wgrad::wgrad(cpu, &split.dims, split.input, split.prologue, split.residual, dy, rest(out.dw));
     };
 
-    let mut dw0 = vec![0.0; taps * c0 * k];
+    let mut dw0 = vec![0.0; d.taps() * c0 * k];
     wgrad::wgrad(cpu, &split.dims, split.input, split.prologue, split.residual, dy, rest(&mut dw0))?;
     let z = prologued(cpu, d, x1, prologue);
     cpu.for_each_vectorized(out.dw.chunks_exact_mut(c * k).enumerate().collect(), |(tap, dw)| {
@@ -192,33 +194,34 @@ pub(super) fn wgrad<'a>(
     Ok(())
 }
 
-/// [N, taps, K padded]: for each image and tap the sum of `dy` over the pixels whose tap lies inside the picture.
-fn image_sums(cpu: &Cpu, d: &ConvDims, dy: &[f32], kp: usize) -> Vec<f32> {
-    struct Sums<'a>(&'a ConvDims, &'a Unit, &'a [f32], usize, &'a mut [f32]);
+/// [N, taps, K padded]: for each image and tap (all of the filter, or the centre alone) the sum of `dy` over the pixels whose tap lies inside the
+/// picture.
+fn image_sums(cpu: &Cpu, d: &ConvDims, dy: &[f32], taps: usize, kp: usize) -> Vec<f32> {
+    struct Sums<'a>(&'a ConvDims, &'a Unit, &'a [f32], [usize; 2], &'a mut [f32]);
     impl Kernel for Sums<'_> {
         type Output = ();
         #[inline(always)]
         unsafe fn run<S: Simd>(self) {
-            let Sums(d, unit, dy, kp, sums) = self;
+            let Sums(d, unit, dy, [taps, kp], sums) = self;
             // SAFETY: the caller vouches for the instruction set; dy is padded to kp, sums hold taps * kp.
-            unsafe { wgrad::border_sums::<S>(d, unit, dy, d.taps(), kp, sums) }
+            unsafe { wgrad::border_sums::<S>(d, unit, dy, taps, kp, sums) }
         }
     }
     let (k, pixels) = (d.k as usize, (d.h * d.w) as usize);
-    let mut sums = vec![0.0; d.n as usize * d.taps() * kp];
-    let jobs = dy.chunks_exact(pixels * k).zip(sums.chunks_exact_mut(d.taps() * kp)).collect();
+    let mut sums = vec![0.0; d.n as usize * taps * kp];
+    let jobs = dy.chunks_exact(pixels * k).zip(sums.chunks_exact_mut(taps * kp)).collect();
     let isa = cpu.isa();
     cpu.for_each(jobs, |(dy, sums): (&[f32], &mut [f32])| {
         let unit = Unit { image: 0, images: 1, row: 0, rows: d.h as usize };
         if k == kp {
-            return dispatch(isa, Sums(d, &unit, dy, kp, sums));
+            return dispatch(isa, Sums(d, &unit, dy, [taps, kp], sums));
         }
         with_scratch([pixels * kp], |[padded]| {
             for (padded, dy) in padded.chunks_exact_mut(kp).zip(dy.chunks_exact(k)) {
                 padded[..k].copy_from_slice(dy);
                 padded[k..].fill(0.0);
             }
-            dispatch(isa, Sums(d, &unit, padded, kp, sums));
+            dispatch(isa, Sums(d, &unit, padded, [taps, kp], sums));
         });
     });
     sums

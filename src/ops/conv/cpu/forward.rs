@@ -70,11 +70,12 @@ impl<'a> Packed<'a> {
     }
 }
 
-/// Additions to the product that differ between images.
+/// Additions to the product that differ between images; both may be empty.
+#[derive(Default)]
 pub(super) struct PerImage {
     /// [N, K padded].
     pub bias: Vec<f32>,
-    /// [N, 3, 3, K padded], more for the pixels at the border of a picture (top, inner, bottom; left, inner, right); or empty.
+    /// [N, 3, 3, K padded], more for the pixels at the border of a picture (top, inner, bottom; left, inner, right).
     pub border: Vec<f32>,
 }
 
@@ -105,16 +106,8 @@ pub(super) fn forward<'a>(
     expect("y1", y1.len(), pixels * (k - k0))?;
     let lanes = cpu.isa().lanes();
     let kp = pack::padded(k, lanes);
-    let biases = [epilogue.bias, epilogue.bias_res];
-    let rows = if biases.iter().flatten().any(|b| b.len() > k) { d.n as usize } else { 1 };
-    let PerImage { mut bias, border } =
-        per_image.unwrap_or_else(|| PerImage { bias: vec![0.0; rows * kp], border: Vec::new() });
-    for b in biases.into_iter().flatten() {
-        for (image, row) in bias.chunks_exact_mut(kp).enumerate() {
-            let b = if b.len() > k { &b[image * k..] } else { b };
-            row.iter_mut().zip(&b[..k]).for_each(|(sum, b)| *sum += b);
-        }
-    }
+    let PerImage { mut bias, border } = per_image.unwrap_or_default();
+    add_biases(&mut bias, [epilogue.bias, epilogue.bias_res], d.n as usize, [k, kp]);
     let shared = Shared { d: *d, input, prologue, residual, packed, epilogue, bias, border, kp, k0 };
 
     let units = bands::units(d, bands::MIN_UNITS.max(2 * cpu.threads()));
@@ -153,6 +146,20 @@ pub(super) fn forward<'a>(
         merge_bands(&units, d, &partial, stats);
     }
     Ok(())
+}
+
+/// Adds biases of [K], or [N, K] where an image has its own, to `sum`, which is of [K padded] or [N, K padded], or still empty.
+pub(in crate::ops) fn add_biases(sum: &mut Vec<f32>, biases: [Option<&[f32]>; 2], n: usize, [k, kp]: [usize; 2]) {
+    if sum.is_empty() {
+        let rows = if biases.iter().flatten().any(|b| b.len() > k) { n } else { 1 };
+        sum.resize(rows * kp, 0.0);
+    }
+    for b in biases.into_iter().flatten() {
+        for (image, row) in sum.chunks_exact_mut(kp).enumerate() {
+            let b = if b.len() > k { &b[image * k..] } else { b };
+            row.iter_mut().zip(&b[..k]).for_each(|(sum, b)| *sum += b);
+        }
+    }
 }
 
 /// Splits the first `n` elements off.
@@ -550,17 +557,33 @@ unsafe fn finish<S: Simd, const FULL: bool>(
                 }
             }
             if !stats.is_empty() {
-                let count = per_image as f32;
-                let mean = S::div(sum, S::splat(count));
-                let m2 = S::max(S::sub(squares, S::mul(sum, mean)), S::splat(0.0));
-                let (mut means, mut m2s) = ([0.0f32; 16], [0.0f32; 16]);
-                S::store(means.as_mut_ptr(), S::add(mean, shift));
-                S::store(m2s.as_mut_ptr(), m2);
-                for i in 0..len {
-                    stats[(image * channels + k + i) * 2] = means[i];
-                    stats[(image * channels + k + i) * 2 + 1] = m2s[i];
-                }
+                let stats = &mut stats[(image * channels + k) * 2..];
+                write_stats::<S>([shift, sum, squares], per_image, len, stats);
             }
         }
+    }
+}
+
+/// (mean, sum of squared deviations) of `len` channels over `count` pixels, from the sums of differences to `shift` and of their squares.
+///
+/// # Safety
+/// The instruction set of `S`.
+#[inline(always)]
+pub(in crate::ops) unsafe fn write_stats<S: Simd>(
+    [shift, sum, squares]: [S::V; 3],
+    count: usize,
+    len: usize,
+    stats: &mut [f32],
+) {
+    let (mut means, mut m2s) = ([0.0f32; 16], [0.0f32; 16]);
+    // SAFETY: the caller vouches for the instruction set; 16 elements are enough for any vector.
+    unsafe {
+        let mean = S::div(sum, S::splat(count as f32));
+        let m2 = S::max(S::sub(squares, S::mul(sum, mean)), S::splat(0.0));
+        S::store(means.as_mut_ptr(), S::add(mean, shift));
+        S::store(m2s.as_mut_ptr(), m2);
+    }
+    for i in 0..len {
+        (stats[2 * i], stats[2 * i + 1]) = (means[i], m2s[i]);
     }
 }

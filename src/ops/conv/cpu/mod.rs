@@ -18,6 +18,7 @@ mod constant;
 pub(in crate::ops) mod forward;
 mod forward_tiles;
 pub(in crate::ops) mod pack;
+pub(in crate::ops) mod partials;
 mod wgrad;
 mod wgrad_direct;
 mod wgrad_tiles;

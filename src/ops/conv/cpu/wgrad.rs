@@ -15,19 +15,13 @@ use super::bands::{self, Band, Unit};
 use super::wgrad_direct::{Blocks, Geometry, Layout, SUB_PIXELS};
 use super::wgrad_tiles::TileWork;
 use super::winograd::{self, ROW, Tiles};
-use super::{expect, pack, shape_error};
+use super::{expect, pack, partials, shape_error};
 use crate::device::Memory;
 use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::simd::{Kernel, Simd, dispatch};
-use crate::device::cpu::{Cpu, Isa, PIECE};
+use crate::device::cpu::{Cpu, Isa};
 use crate::error::Result;
 
-/// Most partial sums: enough for many threads, few enough that their additions do not show.
-const MAX_PARTIALS: usize = 16;
-/// Fewest.
-const MIN_PARTIALS: usize = 4;
-/// Elements of all partial sums together, roughly: large filters get fewer.
-const PARTIAL_BUDGET: usize = 1 << 20;
 struct Shared<'a> {
     d: ConvDims,
     input: Operand<'a, Cpu>,
@@ -93,16 +87,13 @@ pub(super) fn wgrad<'a>(
     let main_rows = shared.main_rows();
     // A partial sum: main rows, residual rows, border sums; each [rows, kp], cut into tiles of k.
     let len = (main_rows + res.rows() + borders) * kp;
-    let parts = (PARTIAL_BUDGET / len).clamp(MIN_PARTIALS, MAX_PARTIALS);
-    // A power of two deals evenly to any usual number of threads.
-    let parts = (1usize << parts.ilog2()).min(units.len());
+    let parts = partials::count(len, units.len());
     let mut workspace = cpu.alloc(parts * len)?;
-    let per = |i: usize| i * units.len() / parts;
     // With more threads than partial sums, the rows of positions are work of their own, and the rest too. Each sum is the same.
     let split = tiled && cpu.threads() > parts;
     let mut jobs = Vec::new();
     for (i, sums) in workspace.as_mut_slice().chunks_exact_mut(len).enumerate() {
-        let units = &units[per(i)..per(i + 1)];
+        let units = &units[partials::share(i, parts, units.len())];
         let (main, rest) = sums.split_at_mut(main_rows * kp);
         if split {
             let row = ROW * c * kp;
@@ -128,25 +119,10 @@ pub(super) fn wgrad<'a>(
         }
     });
 
+    // Their sum first: the turn of positions into taps reads each of them several times.
+    let total = partials::add_up(cpu, workspace.as_mut_slice(), len);
     if tiled {
-        // The sum of the partials first: the turn into taps reads each position several times.
-        let (total, others) = workspace.as_mut_slice().split_at_mut(len);
-        let others = &*others;
-        let jobs: Vec<_> = total[..main_rows * kp].chunks_mut(PIECE).enumerate().collect();
-        cpu.for_each_vectorized(jobs, |(i, total)| {
-            for part in others.chunks_exact(len) {
-                let part = &part[i * PIECE..][..total.len()];
-                total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
-            }
-        });
-        let total = &workspace.as_slice()[..main_rows * kp];
-        let jobs: Vec<_> = out
-            .dw
-            .chunks_mut(k * c)
-            .enumerate()
-            .flat_map(|(tap, rows)| rows.chunks_mut(k * 32).enumerate().map(move |(i, rows)| (tap, i * 32, rows)))
-            .collect();
-        cpu.for_each_vectorized(jobs, |(tap, first, rows)| {
+        cpu.for_each_vectorized(partials::pieces(out.dw, c, k), |(tap, first, rows)| {
             for (i, row) in rows.chunks_exact_mut(k).enumerate() {
                 for (k0, vectors) in pack::tiles(k, lanes) {
                     let width = vectors * lanes;
@@ -156,52 +132,31 @@ pub(super) fn wgrad<'a>(
             }
         });
     }
-
-    // Add the partials, in order, into the caller's gradients.
-    let partials = workspace.as_slice();
-    let gather = |dst: &mut [f32], base: usize, rows: usize, row: usize| {
-        for (k0, vectors) in pack::tiles(k, lanes) {
-            let width = vectors * lanes;
-            let live = width.min(k - k0);
-            let at = base + rows * k0 + row * width;
-            for (lane, dst) in dst[k0..k0 + live].iter_mut().enumerate() {
-                *dst += (0..parts).map(|p| partials[p * len + at + lane]).sum::<f32>();
-            }
-        }
-    };
-    let rows_of = |view: &mut [f32], base: usize, layout: Layout| {
-        let jobs: Vec<_> = view
-            .chunks_mut(k * layout.c)
-            .enumerate()
-            .flat_map(|(tap, rows)| rows.chunks_mut(k * 32).enumerate().map(move |(i, rows)| (tap, i * 32, rows)))
-            .collect();
-        cpu.for_each(jobs, |(tap, first, rows)| {
+    let add = |view: &mut [f32], base: usize, layout: Layout| {
+        cpu.for_each(partials::pieces(view, layout.c, k), |(tap, first, rows)| {
             for (i, row) in rows.chunks_exact_mut(k).enumerate() {
-                gather(row, base, layout.rows(), layout.row(tap, first + i));
+                for (k0, vectors) in pack::tiles(k, lanes) {
+                    let width = vectors * lanes;
+                    let at = base + layout.rows() * k0 + layout.row(tap, first + i) * width;
+                    let dst = &mut row[k0..k.min(k0 + width)];
+                    dst.iter_mut().zip(&total[at..]).for_each(|(dst, sum)| *dst += sum);
+                }
             }
         });
     };
     if !tiled {
-        rows_of(out.dw, 0, main);
+        add(out.dw, 0, main);
     }
     if let Some(dw_res) = out.dw_res {
-        rows_of(dw_res, main_rows * kp, res);
+        add(dw_res, main_rows * kp, res);
     }
-    let sums_base = (main_rows + res.rows()) * kp;
-    let mut sums = vec![0.0; borders * k];
-    for (tap, row) in sums.chunks_exact_mut(k).enumerate() {
-        for (i, dst) in row.iter_mut().enumerate() {
-            *dst = (0..parts).map(|p| partials[p * len + sums_base + tap * kp + i]).sum();
-        }
-    }
+    let border = |tap: usize| &total[(main_rows + res.rows() + tap) * kp..][..k];
     // The centre tap is never outside: its border sum is the sum over all pixels.
-    if let Some(centre) = sums.chunks_exact(k).nth(borders / 2) {
-        for db in [out.db, out.db_res].into_iter().flatten() {
-            db.iter_mut().zip(centre).for_each(|(db, s)| *db += s);
-        }
+    for db in [out.db, out.db_res].into_iter().flatten() {
+        db.iter_mut().zip(border(borders / 2)).for_each(|(db, s)| *db += s);
     }
     if let Some(border_sums) = out.border_sums {
-        border_sums.copy_from_slice(&sums);
+        border_sums.chunks_exact_mut(k).enumerate().for_each(|(tap, row)| row.copy_from_slice(border(tap)));
     }
     Ok(())
 }

@@ -228,12 +228,11 @@ unsafe fn put<S: Simd>(y: *mut f32, value: S::V, set: bool, minus: bool) {
 }
 
 /// Positions `4 i .. 4 i + 4` of A dy A^T of the tiles of a run, as positions 0..4 of `m`: the transpose of
-/// [`transform_output`]. `dy` is that of the unit, [pixels, K padded].
+/// [`transform_output_row`]. `dy` is that of the unit, [pixels, K padded].
 ///
 /// # Safety
 /// The instruction set of `S`; `dy` of the unit; M with room for the batch.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn transform_gradient_row<S: Simd>(
     tiles: &Tiles,
     d: &ConvDims,

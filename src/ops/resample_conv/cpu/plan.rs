@@ -2,14 +2,12 @@
 
 use super::{ResampleConvDims, Resampling, offset};
 use crate::device::cpu::Cpu;
-use crate::ops::conv::cpu::bands::Unit;
+use crate::ops::conv::cpu::bands::{self, Unit};
 use crate::ops::conv::cpu::pack;
 use crate::ops::conv::{ConvDims, Direction};
 
 /// Elements that the band of a unit aims at, counted on the small side: with the large side's fourfold it stays in the second-level cache.
 const TARGET_ELEMENTS: usize = 1 << 14;
-/// Units that a batch of small pictures is cut into at least, for the sake of the threads.
-const MIN_UNITS: usize = 16;
 
 /// One of the four products.
 #[derive(Clone, Copy, Debug)]
@@ -138,19 +136,7 @@ impl Plan {
 
 /// Cuts `n` pictures of `h` by `w` small pixels into units, in pixel order; `channels` of the band.
 pub(super) fn units(n: usize, h: usize, w: usize, channels: usize) -> Vec<Unit> {
-    let target = (TARGET_ELEMENTS / channels).clamp(64, 512);
-    if h * w <= target {
-        let group = (target / (h * w)).min(n.div_ceil(MIN_UNITS)).max(1);
-        return (0..n)
-            .step_by(group)
-            .map(|image| Unit { image, images: group.min(n - image), row: 0, rows: h })
-            .collect();
-    }
-    let bands = h.div_ceil((target / w).max(1));
-    let rows = h.div_ceil(bands);
-    (0..n)
-        .flat_map(|image| (0..h).step_by(rows).map(move |row| Unit { image, images: 1, row, rows: rows.min(h - row) }))
-        .collect()
+    bands::cut([n, h, w], (TARGET_ELEMENTS / channels).clamp(64, 512), bands::MIN_UNITS)
 }
 
 /// The same pixels on the large side.

@@ -8,7 +8,7 @@ use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::simd::{Kernel, Simd, dispatch, load_part, store_part};
 use crate::device::cpu::{Cpu, Isa};
 use crate::ops::conv::cpu::bands::{self, Band, Unit};
-use crate::ops::conv::cpu::forward::{self, Segment, merge_bands, take};
+use crate::ops::conv::cpu::forward::{self, Segment, add_biases, merge_bands, take, write_stats};
 use crate::ops::conv::cpu::pack;
 use crate::ops::conv::{Operand, Prologue};
 
@@ -45,14 +45,8 @@ pub(super) fn run<'a>(
 ) {
     let (n, k) = (plan.n, plan.k);
     let kp = pack::padded(k, cpu.isa().lanes());
-    let rows = if biases.iter().flatten().any(|b| b.len() > k) { n } else { 1 };
-    let mut bias = vec![0.0; rows * kp];
-    for b in biases.into_iter().flatten() {
-        for (image, row) in bias.chunks_exact_mut(kp).enumerate() {
-            let b = if b.len() > k { &b[image * k..] } else { b };
-            row.iter_mut().zip(&b[..k]).for_each(|(sum, b)| *sum += b);
-        }
-    }
+    let mut bias = Vec::new();
+    add_biases(&mut bias, biases, n, [k, kp]);
     let shared = Shared { plan, x, packed, bias, kp, add };
     let small = units(n, plan.h, plan.w, plan.c);
     let out: Vec<Unit> = small.iter().map(|unit| if plan.spread { enlarged(unit) } else { *unit }).collect();
@@ -404,16 +398,7 @@ impl<S: Simd> Column<'_, S> {
     /// Writes the statistics of an image of `count` pixels: mean and sum of squared deviations, as the convolution's.
     #[inline(always)]
     unsafe fn finish(&mut self, count: usize, stats: &mut [f32]) {
-        let (mut means, mut m2s) = ([0.0f32; 16], [0.0f32; 16]);
-        // SAFETY: the caller vouches for the instruction set; 16 elements are enough for any vector.
-        unsafe {
-            let mean = S::div(self.sum, S::splat(count as f32));
-            let m2 = S::max(S::sub(self.squares, S::mul(self.sum, mean)), S::splat(0.0));
-            S::store(means.as_mut_ptr(), S::add(mean, self.shift));
-            S::store(m2s.as_mut_ptr(), m2);
-        }
-        for i in 0..self.len {
-            (stats[2 * i], stats[2 * i + 1]) = (means[i], m2s[i]);
-        }
+        // SAFETY: passed on.
+        unsafe { write_stats::<S>([self.shift, self.sum, self.squares], count, self.len, stats) }
     }
 }

@@ -13,18 +13,12 @@ use super::{ResampleConvDims, Resampling, offset};
 use crate::device::Memory;
 use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::simd::{Kernel, Simd, dispatch, load_part, store_part};
-use crate::device::cpu::{Cpu, Isa, PIECE};
+use crate::device::cpu::{Cpu, Isa};
 use crate::error::Result;
 use crate::ops::conv::cpu::bands::{self, Band, Unit};
-use crate::ops::conv::cpu::pack;
+use crate::ops::conv::cpu::{pack, partials};
 use crate::ops::conv::{ConvDims, Operand, Prologue};
 
-/// Most partial sums.
-const MAX_PARTIALS: usize = 16;
-/// Fewest.
-const MIN_PARTIALS: usize = 4;
-/// Elements of all partial sums together, roughly.
-const PARTIAL_BUDGET: usize = 1 << 20;
 /// Small pixels of a sub-band: its part of v (two vectors) and the lines of z that a block reads stay in the first-level cache.
 const SUB_PIXELS: usize = 96;
 
@@ -88,13 +82,10 @@ pub(super) fn wgrad(
     let units = units(d.n as usize, small.h as usize, small.w as usize, zc.max(vc));
     // A partial sum: G, and the sum of dy over its pixels.
     let len = 9 * zp * vp + pack::padded(k, lanes);
-    let parts = (PARTIAL_BUDGET / len).clamp(MIN_PARTIALS, MAX_PARTIALS);
-    // A power of two deals evenly to any usual number of threads.
-    let parts = (1usize << parts.ilog2()).min(units.len());
+    let parts = partials::count(len, units.len());
     let mut workspace = cpu.alloc(parts * len)?;
-    let per = |i: usize| i * units.len() / parts;
-    let partials = workspace.as_mut_slice().chunks_exact_mut(len).enumerate();
-    let jobs: Vec<_> = partials.map(|(i, sums)| (&units[per(i)..per(i + 1)], sums)).collect();
+    let sums = workspace.as_mut_slice().chunks_exact_mut(len).enumerate();
+    let jobs = sums.map(|(i, sums)| (&units[partials::share(i, parts, units.len())], sums)).collect();
     cpu.for_each(jobs, |(units, sums)| {
         sums.fill(0.0);
         for unit in units {
@@ -102,23 +93,10 @@ pub(super) fn wgrad(
         }
     });
 
-    // The partials are added to the first, in order, and that to the caller's gradients.
-    let (total, others) = workspace.as_mut_slice().split_at_mut(len);
-    let pieces = total.chunks_mut(PIECE).enumerate().collect();
-    cpu.for_each_vectorized(pieces, |(i, total)| {
-        for other in others.chunks_exact(len) {
-            let other = &other[i * PIECE..][..total.len()];
-            total.iter_mut().zip(other).for_each(|(total, other)| *total += other);
-        }
-    });
+    let total = partials::add_up(cpu, workspace.as_mut_slice(), len);
     let (total, sums) = total.split_at(9 * zp * vp);
     db.iter_mut().zip(sums).for_each(|(db, sum)| *db += sum);
-    let rows = dw
-        .chunks_mut(k * c)
-        .enumerate()
-        .flat_map(|(tap, rows)| rows.chunks_mut(k * 32).enumerate().map(move |(i, rows)| (tap, i * 32, rows)))
-        .collect();
-    cpu.for_each(rows, |(tap, first, rows)| {
+    cpu.for_each(partials::pieces(dw, c, k), |(tap, first, rows)| {
         for (i, row) in rows.chunks_exact_mut(k).enumerate() {
             for (j, dw) in row.iter_mut().enumerate() {
                 *dw += total[if windows {
