@@ -47,14 +47,21 @@ const INTERFACE: [&str; 8] =
 const RUNTIME: [&str; 7] =
     ["fibers.cpp", "barriers.cpp", "copies.cpp", "tensor.cpp", "memory.cpp", "lines.cpp", "launch.cpp"];
 /// `-fno-gnu-unique`: symbols that the linker would merge between the variants become ordinary ones that can be hidden.
-/// `-gdwarf-4`: the table of lines that `lines.cpp` reads.
+/// `-gdwarf-4`: the table of lines that `lines.cpp` reads, see [`LINES`].
 /// `-fstack-clash-protection`: a stack that is too small meets its guard page, however large a function's variables are.
 const FLAGS: &str =
     "-std=c++17 -march=x86-64-v3 -g1 -gdwarf-4 -fPIC -fno-extern-tls-init -fno-gnu-unique -fstack-clash-protection -w";
+/// Only the table of lines stays of what g++ writes for debuggers, which is ten times as large, under a name that stripping the program
+/// leaves alone.
+const LINES: [&str; 3] =
+    ["--remove-section=.debug_*", "--remove-section=!.debug_line", "--rename-section=.debug_line=.simt_lines"];
 /// Of the runtime in both variants, and of kernels in the fast one.
 const FAST: &str = "-O3";
 const CHECKER: &str = "-DSIMT_CHECKER -Dsimt_tls_anchor=simtc_tls_anchor";
 const CHECKED_KERNELS: &str = "-O1 -fsanitize=thread,bounds,alignment --param=tsan-instrument-func-entry-exit=0";
+
+/// Objects, and the flags that are common to them.
+type Variant = (Vec<PathBuf>, Vec<String>);
 
 /// One file to compile.
 struct Unit {
@@ -106,11 +113,13 @@ pub fn build_simulator(
             let flags = [base.clone(), words(FAST)].concat();
             units.push(Unit { object: object(&source), source, kernels: None, flags });
         }
-        variants.push(objects);
+        variants.push((objects, base));
     }
-    compile_all(gxx, &units, fingerprint(kernels)?)?;
-    let fast = archive(&variants[0], &out.join("libsimt_fast.a"))?;
-    Ok(match checker(&variants[1], out) {
+    let headers = fingerprint(kernels)?;
+    compile_all(gxx, &units, headers)?;
+    let merged = |i: usize, name: &str| merge(gxx, &variants[i], headers, name, out);
+    let fast = archive(&[merged(0, "fast")?], &out.join("libsimt_fast.a"))?;
+    Ok(match merged(1, "check").and_then(|whole| checker(&whole, out)) {
         Ok(checker) => Simulator { archives: vec![fast, checker], has_checker: true },
         Err(why) => {
             println!("cargo::warning=the simulator's checker is left out: {why}");
@@ -214,9 +223,60 @@ fn archive(objects: &[PathBuf], archive: &Path) -> Result<PathBuf, String> {
     Ok(archive.to_path_buf())
 }
 
-/// The checker as an archive of one object that shows nothing but its renamed interface.
-fn checker(objects: &[PathBuf], out: &Path) -> Result<PathBuf, String> {
-    let [whole, renamed, hidden] = ["check_all.o", "check_renamed.o", "check_hidden.o"].map(|name| out.join(name));
+/// One object of a variant, `NAME_all.o`, that knows its static shared arrays and has nothing that only a debugger would want.
+///
+/// A static shared array is a thread-local variable of a function, which nothing outside of the function can name. As soon as all of them
+/// lie in one section, their distances from each other stay: a table of them is compiled and linked to the rest. Then the program may be
+/// stripped of its symbols. Tables of lines are renamed only here, since one may tell of a function of which another object has the
+/// copy that stays, and linkers tolerate this under the name that debuggers know alone.
+fn merge(gxx: &Path, (objects, flags): &Variant, headers: u64, name: &str, out: &Path) -> Result<PathBuf, String> {
+    let [script, linked, whole] =
+        ["tls.ld".to_string(), format!("{name}_linked.o"), format!("{name}_all.o")].map(|file| out.join(file));
+    write_if_changed(&script, "SECTIONS { .tbss 0 : { *(.tbss .tbss.*) } }\n")?;
+    let link = |objects: &[PathBuf], whole: &Path| {
+        let mut command = Command::new("ld");
+        command.args(["-r", "--force-group-allocation", "-T"]).arg(&script).arg("-o").arg(whole).args(objects);
+        run(command)
+    };
+    link(objects, &linked)?;
+    let mut command = Command::new("readelf");
+    command.arg("-sW").arg(&linked);
+    let arrays = static_arrays(&run(command)?)?;
+    let source = out.join(format!("{name}_arrays.cpp"));
+    let text =
+        format!("#include \"runtime.h\"\nconst std::vector<simt::Region> simt::static_arrays = {{\n{arrays}}};\n");
+    write_if_changed(&source, &text)?;
+    let table = Unit { object: source.with_extension("o"), source, kernels: None, flags: flags.to_vec() };
+    compile(gxx, &table, headers)?;
+    link(&[linked, table.object], &whole)?;
+    let mut command = Command::new("objcopy");
+    command.args(LINES).arg(&whole);
+    run(command)?;
+    Ok(whole)
+}
+
+/// Entries of the table of static shared arrays: symbol `_ZZ<function>E<name>`, distance from the anchor, bytes. `symbols` is what
+/// `readelf -sW` tells: number, value, size, type, binding, visibility, section, name.
+fn static_arrays(symbols: &str) -> Result<String, String> {
+    let mut found = Vec::new();
+    let mut anchor = None;
+    for line in symbols.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let &[_, value, size, "TLS", _, _, _, name] = words.as_slice() else { continue };
+        let at = i64::from_str_radix(value, 16).map_err(|e| format!("readelf: {value}: {e}"))?;
+        if name.ends_with("_tls_anchor") {
+            anchor = Some(at);
+        } else if name.starts_with("_ZZ") && !name.starts_with("_ZZN4simt") {
+            found.push((name, at, size));
+        }
+    }
+    let anchor = anchor.ok_or("readelf: the simulator's anchor of thread-local variables is not there")?;
+    Ok(found.iter().map(|(name, at, size)| format!("  {{\"{name}\", {}, {size}}},\n", at - anchor)).collect())
+}
+
+/// The checker as an archive of its one object, which then shows nothing but its renamed interface.
+fn checker(whole: &Path, out: &Path) -> Result<PathBuf, String> {
+    let [renamed, hidden] = ["check_renamed.o", "check_hidden.o"].map(|name| out.join(name));
     let write = |name: &str, lines: Vec<String>| {
         let path = out.join(name);
         fs::write(&path, lines.join("\n") + "\n").map_err(|e| format!("{}: {e}", path.display()))?;
@@ -224,11 +284,8 @@ fn checker(objects: &[PathBuf], out: &Path) -> Result<PathBuf, String> {
     };
     let names = write("interface.names", INTERFACE.iter().map(|f| format!("simt_{f} simtc_{f}")).collect())?;
     let keep = write("interface.keep", INTERFACE.iter().map(|f| format!("simtc_{f}")).collect())?;
-    let mut command = Command::new("ld");
-    command.args(["-r", "--force-group-allocation", "-o"]).arg(&whole).args(objects);
-    run(command)?;
     let mut command = Command::new("objcopy");
-    command.arg(format!("--redefine-syms={}", names.display())).arg(&whole).arg(&renamed);
+    command.arg(format!("--redefine-syms={}", names.display())).arg(whole).arg(&renamed);
     run(command)?;
     let mut command = Command::new("objcopy");
     command.arg(format!("--keep-global-symbols={}", keep.display())).arg(&renamed).arg(&hidden);
@@ -236,11 +293,12 @@ fn checker(objects: &[PathBuf], out: &Path) -> Result<PathBuf, String> {
     archive(&[hidden], &out.join("libsimt_check.a"))
 }
 
-fn run(mut command: Command) -> Result<(), String> {
+/// What `command` printed.
+fn run(mut command: Command) -> Result<String, String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(|e| format!("{program}: {e}"))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let log = String::from_utf8_lossy(&output.stderr);
     let errors: Vec<&str> = log.lines().filter(|l| l.contains("error")).take(5).collect();

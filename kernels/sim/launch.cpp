@@ -228,7 +228,6 @@ static void initialize() {
     if (const char* value = getenv("SIMT_ORDER")) set_option("order", value);
     if (const char* value = getenv("SIMT_THREADS")) set_option("threads", value);
     if (const char* value = getenv("SIMT_POISON")) set_option("poison", value);
-    find_static_arrays();
   });
 }
 }  // namespace simt

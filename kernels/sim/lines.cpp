@@ -1,8 +1,7 @@
-// lines.cpp: the place in the source of an instruction, from the program's own table of lines (DWARF 4, section
-// .debug_line).
+// lines.cpp: the place in the source of an instruction, from the program's own table of lines (DWARF 4). build/sim.rs
+// moves it from .debug_line, which goes when a program is stripped, to a section .simt_lines, which stays.
 //
-// addr2line would read all debug information of the whole program, which takes many seconds in a Rust test; the runtime
-// and the kernels are compiled with -gdwarf-4, and units of any other version or language are skipped.
+// So there is neither debug information to carry nor a library to read it with. Units of another version are skipped.
 #include <elf.h>
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -46,11 +45,6 @@ struct Bytes {
   }
 };
 
-static bool is_rust(const char* name) {
-  const size_t length = strlen(name);
-  return length > 3 && !strcmp(name + length - 3, ".rs");
-}
-
 // Searches one unit, which ends at `end`. Its length has been read.
 static bool search(Bytes unit, const uint8_t* end, uint64_t address, std::string& found) {
   if (unit.number<uint16_t>() != 4) return false;
@@ -66,7 +60,6 @@ static bool search(Bytes unit, const uint8_t* end, uint64_t address, std::string
   std::vector<const char*> files;
   while (*unit.at) {
     files.push_back(unit.text());
-    if (is_rust(files.back())) return false;
     for (int i = 0; i < 3; i++) unit.unsigned_leb();  // folder, time, size
   }
   if (files.empty() || line_range == 0) return false;
@@ -145,7 +138,7 @@ std::string source_line(size_t pc) {
   const auto* sections = (const Elf64_Shdr*)(image + header->e_shoff);
   const char* names = (const char*)image + sections[header->e_shstrndx].sh_offset;
   for (int i = 0; i < header->e_shnum; i++) {
-    if (strcmp(names + sections[i].sh_name, ".debug_line") || sections[i].sh_flags & SHF_COMPRESSED) continue;
+    if (strcmp(names + sections[i].sh_name, ".simt_lines") || sections[i].sh_flags & SHF_COMPRESSED) continue;
     Bytes unit{image + sections[i].sh_offset};
     const uint8_t* end = unit.at + sections[i].sh_size;
     while (unit.at + 4 < end) {

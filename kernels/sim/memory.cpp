@@ -1,59 +1,12 @@
-// memory.cpp: device memory, the table of kernels, static shared arrays.
-#include <elf.h>
-#include <fcntl.h>
+// memory.cpp: device memory, the table of kernels.
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "runtime.h"
 
-#define TEXT_OF(x) #x
-#define TEXT(x) TEXT_OF(x)
-
 namespace simt {
-std::vector<Region> static_arrays;
 std::map<uintptr_t, Allocation> allocations;
 std::mutex allocations_mutex;
-
-// A static __shared__ array is a thread-local variable of a function: its symbol is `_ZZ<function>E<name>`. The
-// program's own table of symbols tells where each lies, to poison it and to name it in messages.
-void find_static_arrays() {
-  const int file = open("/proc/self/exe", O_RDONLY);
-  struct stat status;
-  if (file < 0) return;
-  if (fstat(file, &status)) {
-    close(file);
-    return;
-  }
-  void* map = mmap(nullptr, status.st_size, PROT_READ, MAP_PRIVATE, file, 0);
-  close(file);
-  if (map == MAP_FAILED) return;
-  const char* image = (const char*)map;
-  const auto* header = (const Elf64_Ehdr*)image;
-  const auto* sections = (const Elf64_Shdr*)(image + header->e_shoff);
-  uint64_t anchor = 0;
-  bool found = false;
-  for (int pass = 0; pass < 2; pass++) {  // the anchor, then the arrays
-    for (int i = 0; i < header->e_shnum; i++) {
-      if (sections[i].sh_type != SHT_SYMTAB) continue;
-      const auto* symbols = (const Elf64_Sym*)(image + sections[i].sh_offset);
-      const char* names = image + sections[sections[i].sh_link].sh_offset;
-      for (size_t j = 0; j < sections[i].sh_size / sizeof *symbols; j++) {
-        const Elf64_Sym& symbol = symbols[j];
-        if (ELF64_ST_TYPE(symbol.st_info) != STT_TLS) continue;
-        const char* name = names + symbol.st_name;
-        if (pass == 0 && !strcmp(name, TEXT(simt_tls_anchor))) {
-          anchor = symbol.st_value;
-          found = true;
-        }
-        if (pass == 1 && found && !strncmp(name, "_ZZ", 3) && strncmp(name, "_ZZN4simt", 9) && symbol.st_size) {
-          static_arrays.push_back({strdup(name), (ptrdiff_t)(symbol.st_value - anchor), symbol.st_size});
-        }
-      }
-    }
-  }
-  munmap(map, status.st_size);
-}
 
 static Kernel* kernels;
 void register_kernel(Kernel* k) {

@@ -126,14 +126,15 @@ static inline uint64_t next_random() {
 
 // ---------------------------------------------------------------- memory.cpp
 
-struct Region {  // a static __shared__ array
+// A static __shared__ array: a thread-local variable of a function, `_ZZ<function>E<name>`. build/sim.rs writes the table
+// of them, by which they are poisoned and named in messages.
+struct Region {
   const char* name;
   ptrdiff_t offset;  // from the anchor
   size_t size;
   char* begin() const { return &simt_tls_anchor + offset; }
 };
-extern std::vector<Region> static_arrays;
-void find_static_arrays();
+extern const std::vector<Region> static_arrays;
 
 struct Allocation {
   size_t size;
