@@ -4,7 +4,8 @@
 //! program that has ranges opens it at the first of them and calls its `InitializeInjectionNvtx2` with a function that gives out tables.
 //! From these the tool learns where the program keeps the pointers to the functions of NVTX, and writes its own there. What it leaves
 //! empty does nothing, and where there is no tool, no such library, or one that refuses, nothing does anything and nobody is told: a
-//! program must not behave differently for being watched.
+//! program must not behave differently for being watched. (NVIDIA's own headers look in one more place, a tool that the CUDA
+//! driver hands out; this does not.)
 //!
 //! Without a tool a range costs two loads; its name is not made.
 
