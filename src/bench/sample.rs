@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::timing::Samples;
 use crate::config::Config;
-use crate::device::MemoryUse;
+use crate::device::{MemoryUse, nvtx};
 use crate::diffusion::Diffusion;
 use crate::diffusion::sampler::Sampler;
 use crate::error::Result;
@@ -36,6 +36,7 @@ pub(super) struct Pictures<'a, B: Backend> {
 impl<B: Backend> Pictures<'_, B> {
     /// Draws a batch.
     pub fn draw(&mut self, backend: &B) -> Result<()> {
+        let _range = nvtx::range(c"pictures");
         let shape = self.sampler.shape();
         let key = NoiseKey { seed: 1, purpose: Purpose::Sample, first_image: 0 };
         backend.fill_normal(key, B::all(&self.step), shape.h * shape.w * shape.c, self.sampler.noise())?;

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::probe::{Kind, Probe, Seen, Watch};
 use super::timing::Samples;
 use crate::config::Config;
-use crate::device::{MemoryUse, ReadBack};
+use crate::device::{MemoryUse, ReadBack, nvtx};
 use crate::diffusion::normalizer::Normalizer;
 use crate::error::{Error, Result};
 use crate::ops::Backend;
@@ -63,7 +63,10 @@ impl<B: Backend> Training<B> {
     /// Out of memory; the device failed; the loss is not a number.
     pub fn step(&mut self, backend: &B) -> Result<f64> {
         let began = Instant::now();
-        let losses = self.begin(backend)?.wait()?;
+        let losses = self.begin(backend)?;
+        let wait = nvtx::range(c"wait");
+        let losses = losses.wait()?;
+        drop(wait);
         let loss = LossValues::from_slots(&losses).loss;
         if !loss.is_finite() {
             return Err(Error::Failed(format!("the loss is {loss} at step {}", self.state.step)));

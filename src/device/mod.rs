@@ -12,6 +12,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod gpu;
 pub mod launcher;
+pub mod nvtx;
 pub mod sim;
 
 use std::ops::Range;

@@ -10,6 +10,7 @@
 use super::Diffusion;
 use super::levels::Level;
 use super::samplers::{Plan, Wishes};
+use crate::device::nvtx;
 use crate::error::{Error, Result};
 use crate::model::params::Weights;
 use crate::model::{Act, Condition, Mode, Net};
@@ -293,6 +294,7 @@ impl<'a, B: Backend> Sampler<'a, B> {
         &mut self,
         on_step: impl FnMut(usize, &Tensor<B>, &Tensor<B>) -> Result<()>,
     ) -> Result<&Tensor<B>> {
+        let _range = nvtx::range(c"sample");
         match &self.way {
             Way::SeedGrid(points) => self.run_grid(time_grid(*points), on_step)?,
             Way::Plan(plan) => {
@@ -335,7 +337,9 @@ impl<'a, B: Backend> Sampler<'a, B> {
             let (pred, _) = self.net.forward(backend, self.weights, Mode::Eval, &self.x, &mut now, None)?;
             let (rates_now, rates_next) = (B::all(&now.rates), B::all(&next.rates));
             let (x, image) = (self.x.view_mut(), Some(self.image.view_mut()));
+            let range = nvtx::range(c"update");
             backend.ddim_step(&dims, pred.view(), rates_now, rates_next, x, image)?;
+            drop(range);
             on_step(call + 1, &self.x, &self.image)?;
             now = next;
         }
@@ -377,7 +381,9 @@ impl<'a, B: Backend> Sampler<'a, B> {
                 kept: self.kept.as_mut().map(Tensor::view_mut),
             };
             let coefficients = call.update.coefficients();
+            let range = nvtx::range(c"update");
             backend.sampler_step(&dims, &coefficients, plan.threshold, pred.view(), Some(noise), state)?;
+            drop(range);
             if let Some(rates) = call.reached {
                 self.keep_known(rates)?;
                 steps += 1;
@@ -461,6 +467,7 @@ impl<'a, B: Backend> Sampler<'a, B> {
         let backend = self.backend;
         match self.graph.take() {
             Some(graph) => {
+                let _range = nvtx::range(c"sample");
                 backend.replay(&graph)?;
                 self.graph = Some(graph);
             }

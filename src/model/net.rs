@@ -5,7 +5,7 @@ use super::seed_unet::{SeedCtx, SeedDims, SeedUnet};
 use super::unet2d::{Unet2d, Unet2dCtx};
 use super::{Act, Mode};
 use crate::config::{Config, Family};
-use crate::device::Memory;
+use crate::device::{Memory, nvtx};
 use crate::error::{Error, Result};
 use crate::ops::Backend;
 use crate::ops::noise::NoiseKey;
@@ -100,6 +100,7 @@ impl Net {
         condition: &mut Condition<B>,
         noise: Option<NetNoise<'_, B>>,
     ) -> Result<(Tensor<B>, Option<NetCtx<B>>)> {
+        let _range = nvtx::range(c"forward");
         match self {
             Net::Seed(net) => {
                 let missing = || Error::Failed("the seed family's embedding is missing".into());
@@ -133,6 +134,7 @@ impl Net {
         noise: Option<NetNoise<'_, B>>,
         dpred: Tensor<B>,
     ) -> Result<()> {
+        let _range = nvtx::range(c"backward");
         match (self, ctx) {
             (Net::Seed(net), NetCtx::Seed(ctx)) => net.backward(backend, weights, grads, *ctx, noisy, dpred),
             (Net::Unet2d(net), NetCtx::Unet2d(ctx)) => {

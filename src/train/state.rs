@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use crate::config::{Config, OptimizerKind};
-use crate::device::ReadBack;
+use crate::device::{ReadBack, nvtx};
 use crate::diffusion::Diffusion;
 use crate::error::{Error, Result};
 use crate::model::params::{Weights, load_flat, visit_flat};
@@ -149,6 +149,7 @@ impl<B: Backend> TrainState<B> {
     }
 
     fn forward(&mut self, backend: &B, mode: Mode, batch: &Batch<'_, B>) -> Result<Forward<B>> {
+        let range = nvtx::range(c"q_sample");
         let mut condition = self.diffusion.condition(backend, self.table.as_ref(), batch.times)?;
         if let Some(labels) = batch.labels {
             let mut copy = backend.alloc(B::buffer_len(labels))?;
@@ -158,6 +159,7 @@ impl<B: Backend> TrainState<B> {
         let mut noisy = Tensor::new(backend, batch.images.shape)?;
         let rates = B::all(&condition.rates);
         backend.q_sample(batch.images.view(), batch.noise.view(), rates, noisy.view_mut())?;
+        drop(range);
         let step = B::slice(&self.numbers, AdamScalars::LEN..AdamScalars::LEN + 1);
         let noise = batch.dropout.map(|key| NetNoise { key, step });
         let (pred, ctx) = self.net.forward(backend, &mut self.weights, mode, &noisy, &mut condition, noise)?;
@@ -173,6 +175,7 @@ impl<B: Backend> TrainState<B> {
         forward: &Forward<B>,
         dpred: Option<&mut Tensor<B>>,
     ) -> Result<()> {
+        let _range = nvtx::range(c"loss");
         let input = LossInput {
             pred: forward.pred.view(),
             noisy: forward.noisy.view(),
@@ -216,6 +219,7 @@ impl<B: Backend> TrainState<B> {
         drop(pred);
         let ctx = ctx.ok_or_else(|| Error::Failed("the network kept no context in training".into()))?;
         if part.first {
+            let _range = nvtx::range(c"zero_grad");
             backend.fill(B::all_mut(&mut self.grads), 0.0)?;
         }
         let step = B::slice(&self.numbers, AdamScalars::LEN..AdamScalars::LEN + 1);
@@ -299,6 +303,7 @@ impl<B: Backend> TrainState<B> {
     }
 
     fn apply(&mut self, backend: &B, guarded: bool) -> Result<()> {
+        let _range = nvtx::range(c"adam");
         if let Some(limit) = self.grad_clip {
             #[allow(clippy::single_range_in_vec_init)] // one view, not a list of numbers
             let [out] = B::slices_mut(&mut self.losses, [3..5]);

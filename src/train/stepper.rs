@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
+use crate::device::nvtx;
 use crate::diffusion::normalizer::Normalizer;
 use crate::error::Result;
 use crate::ops::Backend;
@@ -68,6 +69,8 @@ impl<B: Backend> Stepper<B> {
         pixels: &[u8],
         labels: &[f32],
     ) -> Result<B::ReadBack> {
+        let _range = nvtx::range(c"step");
+        let upload = nvtx::range(c"upload");
         let mean_std = normalizer.mean_std();
         if mean_std != self.sent {
             backend.upload(&mean_std, B::all_mut(&mut self.mean_std))?;
@@ -86,6 +89,7 @@ impl<B: Backend> Stepper<B> {
         if let Some(on_device) = labels_on_device {
             backend.upload(labels, B::all_mut(on_device))?;
         }
+        drop(upload);
         match graph {
             Some(graph) => backend.replay(graph)?,
             None => {
@@ -114,7 +118,10 @@ fn on_the_device<B: Backend>(backend: &B, state: &mut TrainState<B>, seed: u64, 
     // The recording packs filters for itself.
     state.weights.touch();
     let mut images = Tensor::new(backend, shape)?;
-    backend.normalize(input.pixels, B::all(input.mean_std), images.view_mut())?;
+    {
+        let _range = nvtx::range(c"normalize");
+        backend.normalize(input.pixels, B::all(input.mean_std), images.view_mut())?;
+    }
     let part = state.part.min(shape.n);
     for first in (0..shape.n).step_by(part) {
         let shape = Shape { n: part.min(shape.n - first), ..shape };
@@ -122,12 +129,14 @@ fn on_the_device<B: Backend>(backend: &B, state: &mut TrainState<B>, seed: u64, 
         let images_of_part = piece.as_ref().unwrap_or(&images);
         // Times and noise of an image depend on its place in the whole batch.
         let key = |purpose| NoiseKey { seed, purpose, first_image: first as u64 };
+        let range = nvtx::range(c"noise");
         let (mut noise, times) = draw(backend, shape, state.step_slot(), key(Purpose::Noise), key(Purpose::Times))?;
         if state.offset_noise > 0.0 {
             let picture = [shape.pixels(), shape.c];
             let offset = key(Purpose::Offset);
             backend.offset_noise(offset, state.step_slot(), state.offset_noise, picture, noise.view_mut())?;
         }
+        drop(range);
         let labels = input.labels.map(|labels| labels_of_part(backend, labels, first, shape.n)).transpose()?;
         let dropout = state.net.has_dropout().then(|| key(Purpose::Dropout));
         let batch = Batch { images: images_of_part, noise: &noise, times: &times, labels: labels.as_ref(), dropout };

@@ -33,7 +33,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use super::timing::{Effort, Samples, Timing};
-use crate::device::{Extent, ReadBack};
+use crate::device::{Extent, ReadBack, nvtx};
 use crate::error::{Error, Result};
 use crate::ops::Backend;
 use crate::ops::conv::Direction;
@@ -121,6 +121,10 @@ pub struct Call {
 impl Call {
     pub(super) fn new(operation: &'static str, kind: Kind, shape: String) -> Self {
         Call { operation, kind, shape, options: String::new(), flops: 0, bytes: 0, updates: false }
+    }
+    /// As a row names it: operation, extents, options.
+    fn title(&self) -> String {
+        format!("{} {} {}", self.operation, self.shape, self.options).trim_end().to_string()
     }
     /// Adds an option to the name where it is there.
     pub(super) fn option(mut self, name: &str, there: bool) -> Self {
@@ -337,6 +341,7 @@ impl<'b, B: Backend> Probe<'b, B> {
                 Ok(())
             }
             Watch::Time => {
+                let _range = nvtx::range_named(|| call.title());
                 self.wait()?;
                 let began = Instant::now();
                 op(&mut outs)?;
@@ -349,6 +354,7 @@ impl<'b, B: Backend> Probe<'b, B> {
                 if !fresh || !self.selects(&call) {
                     return op(&mut outs);
                 }
+                let _range = nvtx::range_named(|| call.title());
                 let before = if call.updates { self.fetch_all(&outs)? } else { [const { Vec::new() }; N] };
                 self.inner.note_plans(true);
                 let done = op(&mut outs);
@@ -389,7 +395,9 @@ impl<'b, B: Backend> Probe<'b, B> {
             self.wait()?;
             Ok(began.elapsed().as_secs_f64() / calls as f64)
         };
+        let range = nvtx::range(c"hot");
         let hot = Samples::take(effort, &mut sample)?;
+        drop(range);
         drop(graph);
         let mut sample = || -> Result<f64> {
             self.empty_caches(effort.evict_len)?;
@@ -399,7 +407,11 @@ impl<'b, B: Backend> Probe<'b, B> {
             self.wait()?;
             Ok(began.elapsed().as_secs_f64())
         };
-        let cold = if effort.cold { Some(Samples::take(effort, &mut sample)?) } else { None };
+        let mut cold = None;
+        if effort.cold {
+            let _range = nvtx::range(c"cold");
+            cold = Some(Samples::take(effort, &mut sample)?);
+        }
         Ok(Timing { hot, cold, calls })
     }
 

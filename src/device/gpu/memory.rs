@@ -10,7 +10,7 @@ use half::bf16;
 use super::{Dtype, Gpu};
 use crate::device::arena::{Arena, Place};
 use crate::device::launcher::{DevicePtr, Launcher};
-use crate::device::{Extent, Memory, MemoryUse, ReadBack, Replay};
+use crate::device::{Extent, Memory, MemoryUse, ReadBack, Replay, nvtx};
 use crate::error::{Error, Result};
 
 /// The arena counts in units of this many bytes.
@@ -352,12 +352,16 @@ impl<L: Launcher> Replay for Gpu<L> {
         self.recorded.borrow_mut().push(Rc::downgrade(&own));
         let outer = self.store.replace(Rc::clone(&own));
         // The first run finds the kernels and fills the arena: a capture can do neither.
-        let graph = body().and_then(|()| self.launcher.capture(body));
+        let graph = body().and_then(|()| {
+            let _range = nvtx::range(c"record");
+            self.launcher.capture(body)
+        });
         self.store.replace(outer);
         Ok(Some(Recording { graph: graph?, _store: own }))
     }
 
     fn replay(&self, graph: &Recording<L>) -> Result<()> {
+        let _range = nvtx::range(c"replay");
         self.launcher.replay(&graph.graph)
     }
 
