@@ -108,6 +108,11 @@ class Engine:
         return result | {"command": command, "seconds_min": result.get("seconds_per_step_min"),
                          "seconds_median": result.get("seconds_per_step_median")}
 
+    def ceilings(self, threads: int) -> dict[str, Any]:
+        """What `bench kernels` measures of the machine itself: multiply-adds in registers on one core and on all, copies of memory."""
+        command = ["bench", "kernels", "--device", "cpu", "--preset", "quick", "--only", "fill", "--repeat", "1", "--threads", str(threads)]
+        return json.loads(self.text(*command, "--json", "-"))["ceilings"]
+
     def sample(self, job: Job, options: dict[str, Any], threads: int, precision: str) -> dict[str, Any]:
         """`bench sample`; with an engine that has none, what 20 network calls take of the command `sample`."""
         if not self.measures_sampling:

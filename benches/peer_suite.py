@@ -215,11 +215,12 @@ class Suite:
         return self.engine.measure(job, options, threads or self.args.threads, precision) | {"round": number}
 
     def scaling(self) -> None:
-        """The engine with one thread and with all, in turn."""
+        """The engine with one thread and with all, in turn; behind each pair what multiply-adds in registers gain by all cores, since a
+        virtual machine's cores may be two halves of one from time to time."""
         job = self.with_settings(JOBS["seed-step"][0])
         options = self.options(job)
         images = options["config"]["batch_size"]
-        entry: dict[str, Any] = {"about": job.about, "runs": []}
+        entry: dict[str, Any] = {"about": job.about, "runs": [], "ceilings": []}
         self.result["scaling"] = entry
         if self.args.threads < 2:
             print("  one thread: nothing to compare")
@@ -229,6 +230,9 @@ class Suite:
                 run = self.ours(job, options, "fp32", number, threads)
                 run["variant"] = f"engine, {threads} thread{'s' if threads > 1 else ''}"
                 entry["runs"].append(self.report(run, images))
+            entry["ceilings"].append(self.engine.ceilings(self.args.threads))
+            one, all_cores = (entry["ceilings"][-1][key] for key in ("flops_one_core", "flops"))
+            print(f"  multiply-adds in registers, {self.args.threads} threads over one: {all_cores / one:.2f}", flush=True)
             self.save()
 
     def first_step(self) -> None:
