@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 import time
@@ -166,13 +165,8 @@ class Engine:
         return {"command": " ".join(self.plain(word.replace(folder, "TEMPORARY")) for word in command), "launch_to_first_step_s": told}
 
     def binary(self) -> dict[str, Any]:
-        """Size of the program, as it is and without symbols, where strip is there."""
-        sizes: dict[str, Any] = {"binary_mb": os.path.getsize(self.path) / 1e6}
-        if shutil.which("strip"):
-            stripped = Path(self.folder.name) / "stripped"
-            if subprocess.run(["strip", "-o", str(stripped), self.path], capture_output=True).returncode == 0:
-                sizes["binary_stripped_mb"] = stripped.stat().st_size / 1e6
-        return sizes
+        """Size of the program."""
+        return {"binary_mb": os.path.getsize(self.path) / 1e6}
 
     def version(self) -> str:
         """As the program tells it."""

@@ -124,9 +124,7 @@ def start_note(result: dict[str, Any]) -> str:
         ours, peer = (statistics.median(run["launch_to_first_step_s"] for run in first[who]) for who in ("engine", "torch"))
         words.append(f"From launch to the end of the first step ({first['about']}): {ours:.2f} s, PyTorch (eager) {peer:.2f} s.")
     if binary:
-        stripped = binary.get("binary_stripped_mb", binary["binary_mb"])
-        stripped = f", {stripped:.1f} MB without symbols" if stripped < 0.99 * binary["binary_mb"] else ""
-        words.append(f"The program: {binary['binary_mb']:.1f} MB{stripped}.")
+        words.append(f"The program: {binary['binary_mb']:.1f} MB.")
     return " ".join(words)
 
 
