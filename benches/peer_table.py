@@ -113,7 +113,8 @@ def scaling_note(result: dict[str, Any]) -> str:
     gains = sorted(c["flops"] / c["flops_one_core"] for c in result["scaling"].get("ceilings", []))
     machine = f" Multiply-adds in registers: {statistics.median(gains):.2f} times ({gains[0]:.2f} to {gains[-1]:.2f})." if gains else ""
     return (f"One thread to {found['threads']} ({result['scaling']['about']}): {found['one_seconds']:.3f} to {found['many_seconds']:.3f} s, "
-            f"**{found['speedup']:.2f}** times ({found['speedup_worst']:.2f} to {found['speedup_best']:.2f}{mark}).{machine}")
+            f"**{found['speedup']:.2f}** times in the median of {found['used']} rounds ({found['speedup_worst']:.2f} to "
+            f"{found['speedup_best']:.2f}{mark}).{machine}")
 
 
 def start_note(result: dict[str, Any]) -> str:

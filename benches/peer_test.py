@@ -133,7 +133,7 @@ class Tables(unittest.TestCase):
         self.assertAlmostEqual(found["speedup"], 1.95)
         self.assertIsNone(peer_table.scaling([]))
         entry = {"about": "a step", "runs": [run("engine", 4.0, threads=1), run("engine", 2.0)], "ceilings": [{"flops_one_core": 4.0, "flops": 7.0}]}
-        note = "One thread to 2 (a step): 4.000 to 2.000 s, **2.00** times (2.00 to 2.00)."
+        note = "One thread to 2 (a step): 4.000 to 2.000 s, **2.00** times in the median of 1 rounds (2.00 to 2.00)."
         self.assertEqual(peer_table.scaling_note({"scaling": entry}), note + " Multiply-adds in registers: 1.75 times (1.75 to 1.75).")
         self.assertEqual(peer_table.scaling_note({"scaling": entry | {"ceilings": []}}), note)
 
