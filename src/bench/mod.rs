@@ -13,6 +13,7 @@ pub mod ceilings;
 pub mod compare;
 pub mod kernels;
 pub mod machine;
+pub mod plan;
 pub mod probe;
 pub mod sample;
 pub mod step;
