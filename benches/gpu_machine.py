@@ -59,6 +59,11 @@ class Runner:
     root: Path
     dry: bool
     used: set[str] = field(default_factory=set)
+    deadline: float | None = None  # of time.monotonic(): no command runs past it
+
+    def left(self) -> float | None:
+        """Seconds until the deadline, where there is one."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
     def run(self, command: list[Any], limit: float, log: str, watch: bool = False, stdout_only: bool = False) -> Done:
         """Runs `command` in the root folder for at most `limit` seconds; all it prints goes to the file `log` of the output folder.
@@ -70,6 +75,8 @@ class Runner:
         if self.dry:
             print(f"    [{limit:5.0f} s] {shlex.join(told)}")
             return Done(told, 0, 0.0)
+        left = self.left()
+        limit = limit if left is None else min(limit, max(1.0, left))
         path = self.unused(log)
         watcher = self.start_watcher(path) if watch else None
         began = time.monotonic()
