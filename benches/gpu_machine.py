@@ -20,7 +20,7 @@ from typing import Any
 FIELDS = ("name", "uuid", "driver_version", "compute_cap", "vbios_version", "memory.total", "memory.used", "utilization.gpu",
           "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "clocks.applications.graphics", "power.draw", "power.limit",
           "temperature.gpu", "pstate", "persistence_mode", "ecc.mode.current", "mig.mode.current", "clocks_throttle_reasons.active")
-WATCHED = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "clocks_throttle_reasons.active")
+WATCHED = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "clocks_throttle_reasons.active", "memory.used")
 # Bits of clocks_throttle_reasons.active that say that the GPU was slowed down (idle and application clocks are not among them).
 THROTTLED = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "software thermal", 0x40: "hardware thermal", 0x80: "power brake"}
 

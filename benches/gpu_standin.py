@@ -34,7 +34,7 @@ SUMS = """Time (%),Total Time (ns),Instances,Avg (ns),Med (ns),Min (ns),Max (ns)
 100.0,{total},{count},1.0,1.0,1,1,0.0,conv_fwd_m64n32_bf16
 """
 TRACE = "Start (ns),Duration (ns),CorrId,GrdX,GrdY,GrdZ,BlkX,BlkY,BlkZ,Reg/Trd,Device,Strm,Name\n"
-KNOWN = {"name": CARD, "uuid": "GPU-1", "driver_version": "580.1", "clocks.sm": "1980", "temperature.gpu": "40"}
+KNOWN = {"name": CARD, "uuid": "GPU-1", "driver_version": "580.1", "clocks.sm": "1980", "temperature.gpu": "40", "memory.used": "1234"}
 SMI = f"""#!/bin/sh
 case "$*" in
 *--query-gpu={','.join(FIELDS)}*) echo "{', '.join(KNOWN.get(name, '0') for name in FIELDS)}" ;;

@@ -125,7 +125,8 @@ def aims(results: Results) -> list[str]:
                         "ms", 1e3, 19 * sampling if sampling else None))
     run = look(results, "train.json", "run") or {}
     whole = number(results, "train.json", "run", "summary", "seconds") if run.get("steps") == 25_600 else None
-    rows.append(at_most(results, "25,600 steps of `seed` on flowers, validations and pictures between them", 45, whole, "s", 1.0,
+    pictures = Path(run["data"]).name if whole is not None and run.get("data") else "flowers"
+    rows.append(at_most(results, f"25,600 steps of `seed` on {pictures}, validations and pictures between them", 45, whole, "s", 1.0,
                         25_600 * plan["seed"] if plan["seed"] else None))
     beside = look(results, "train.json", "torch", "beside") or []
     words = [f"{row['step']} steps: {row['engine']['noise_loss']:.4f}, PyTorch {row['torch']['noise_loss']:.4f}" for row in beside[-1:]]
@@ -191,6 +192,8 @@ def notes(summary: dict[str, Any], results: Results) -> list[str]:
     memory = [f"{name} {mib:.0f}" for name, file in (("`seed`", "step.json"), ("`unet2d-64`", "unet2d.json"))
               if (mib := number(results, file, "bf16", "arena_peak_mib"))]
     words += [f"Peak memory of a training step in bf16, MiB of the arena: {', '.join(memory)}."] if memory else []
+    used = number(results, "train.json", "run", "peak_mib_on_card")
+    words += [f"In use on the card during the training run, by everything: {used:.0f} MiB."] if used else []
     distance = look(results, "train.json", "run", "distance")
     if distance:
         quality = look(distance, "evaluation", "quality") or {}

@@ -109,7 +109,8 @@ class Readers(unittest.TestCase):
                                              "cases": ["operation cases: 5 on cuda"]})
         self.assertEqual(sanitizer_errors("========= ERROR SUMMARY: 3 errors\n"), 3)
         self.assertEqual(sanitizer_errors("========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"), 0)
-        self.assertEqual(summarize_watch("1755, 7, [N/A], 50, 0x0000000000000024\n")["throttled"], ["power cap", "software thermal"])
+        watched = summarize_watch("1755, 7, [N/A], 50, 0x0000000000000024, 1234\n")
+        self.assertEqual((watched["throttled"], watched["memory.used"]["max"]), (["power cap", "software thermal"], 1234.0))
 
     def test_cargo(self) -> None:
         def artifact(kind: str, name: str, executable: str | None) -> str:
@@ -348,6 +349,7 @@ class Whole(unittest.TestCase):
         self.assertIn("memcheck, racecheck: 8 runs, no errors | yes", table)
         self.assertIn("about graph-bf16 | 2.240 | 1.400 (bf16) | **1.60** (1.50 to 1.70) | 900 | 300 |", table)
         self.assertIn("NVIDIA H200, driver 580.1, --quick;", table)
+        self.assertIn("by everything: 1234 MiB", table)
         self.assertNotIn("Not run on a GPU", table)
 
     def test_parts_join_and_failures_stay_alone(self) -> None:
@@ -401,10 +403,10 @@ class Tables(unittest.TestCase):
         results = {"step.json": {"bf16": {"seconds_per_step_median": 1.7e-3}}, "torch.json": {"graph-bf16": {"comparisons": [differs]}},
                    "roofline.json": {"seed": {"convolutions": [low, {**low, "share": 0.7}, {**low, "share": None}]}},
                    "check.json": {"bf16": {"exit_code": 0, "same_bytes_when_repeated": False}},
-                   "train.json": {"run": {"steps": 25600, "summary": {"seconds": 46}}}}
+                   "train.json": {"run": {"steps": 25600, "data": "x/procedural", "summary": {"seconds": 46}}}}
         table = gpu_table.markdown({"card": "X"}, results)
         self.assertIn("**1.7 ms** | **no**", table)
-        self.assertIn("**46 s** | **no**", table)
+        self.assertIn("25,600 steps of `seed` on procedural, validations and pictures between them | at most 45 s | **46 s** | **no**", table)
         self.assertIn("1 of 2 at 60% or more | **no**", table)
         self.assertIn("| seed | conv wgrad | a |  | 10.0 | 40% | memory | 20.0 |", table)
         self.assertIn("not in bf16 | **no**", table)

@@ -34,6 +34,9 @@ def whole_run(suite: Suite) -> Outcome:
                               "summary": summary}
     good, text = done.ok, f"{steps} steps on {source} in {summary.get('seconds') or done.seconds:.1f} s"
     text += "".join(f", {name} noise_loss {row['noise_loss']:.4f}" for name, row in report["last"].items() if "noise_loss" in row)
+    # Of everything on the card, as nvidia-smi saw it every second.
+    report["peak_mib_on_card"] = ((done.watched or {}).get("memory.used") or {}).get("max")
+    text += f", at most {report['peak_mib_on_card']:.0f} MiB in use on the card" if report["peak_mib_on_card"] else ""
     text += f"; {done.why}" if done.why else ""
     if done.ok:
         grid = suite.runner.out / "samples.png"
