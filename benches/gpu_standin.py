@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gpu_machine import FIELDS, WATCHED
-
 CARD = "NVIDIA H200"
 STEP_S = {"seed": 1.4e-3, "unet2d-64": 9e-3}  # of bf16; other arithmetic twice as long
 CONV = {"operation": "conv", "kind": "conv forward", "shape": "64x64x64 32+32>32 3x3 res 64", "options": "affine+silu+stats", "dtype": "bfloat16",
@@ -35,21 +33,24 @@ SUMS = """Time (%),Total Time (ns),Instances,Avg (ns),Med (ns),Min (ns),Max (ns)
 """
 TRACE = "Start (ns),Duration (ns),CorrId,GrdX,GrdY,GrdZ,BlkX,BlkY,BlkZ,Reg/Trd,Device,Strm,Name\n"
 KNOWN = {"name": CARD, "uuid": "GPU-1", "driver_version": "580.1", "clocks.sm": "1980", "temperature.gpu": "40", "memory.used": "1234"}
-SMI = f"""#!/bin/sh
-case "$*" in
-*--query-gpu={','.join(FIELDS)}*) echo "{', '.join(KNOWN.get(name, '0') for name in FIELDS)}" ;;
-*--query-gpu={','.join(WATCHED)}*) echo "{', '.join(KNOWN.get(name, '0') for name in WATCHED)}" ;;
-*) echo "CUDA Version: 13.0 |" ;;
-esac
-"""
 
 
 def make(folder: Path, names: list[str]) -> None:
     """Writes a small program for each name into a folder; nvidia-smi, which is asked all the time, without Python."""
     for name in names:
         path = folder / name
-        path.write_text(SMI if name == "nvidia-smi" else f'#!/bin/sh\nexec "{sys.executable}" -S -E "{Path(__file__).resolve()}" "{name}" "$@"\n')
+        path.write_text(smi() if name == "nvidia-smi" else f'#!/bin/sh\nexec "{sys.executable}" -S -E "{Path(__file__).resolve()}" "{name}" "$@"\n')
         path.chmod(0o755)
+
+
+def smi() -> str:
+    """nvidia-smi as a shell script: the fields that gpu_machine.py asks for."""
+    from gpu_machine import FIELDS, WATCHED  # here, so that the other parts start fast
+
+    text = '#!/bin/sh\ncase "$*" in\n'
+    for fields in (FIELDS, WATCHED):
+        text += f"*--query-gpu={','.join(fields)}*) echo \"{', '.join(KNOWN.get(name, '0') for name in fields)}\" ;;\n"
+    return text + '*) echo "CUDA Version: 13.0 |" ;;\nesac\n'
 
 
 def option(words: list[str], name: str, otherwise: str = "") -> str:
