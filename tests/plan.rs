@@ -4,10 +4,10 @@ use std::io::Write;
 use std::process::Command;
 
 use ddim_engine::bench::kernels::{self as listed, Options};
-use ddim_engine::bench::plan::gpus::GpuSpec;
-use ddim_engine::bench::plan::{What, plan};
+use ddim_engine::bench::plan::gpus::{GPUS, GpuSpec};
+use ddim_engine::bench::plan::{Launch, What, plan};
 use ddim_engine::bench::timing::Effort;
-use ddim_engine::config::{Config, Layers};
+use ddim_engine::config::{Config, Layers, PRESETS};
 use ddim_engine::device::cpu::Cpu;
 use ddim_engine::device::gpu::Arithmetic;
 use ddim_engine::kernels;
@@ -73,6 +73,26 @@ fn launches_have_extents_and_a_time() {
     let call = plan(&config("seed", &[]), h200, Arithmetic::Tf32, What::Sample).unwrap().sum();
     assert!(call.launches < sum.launches / 2, "{call:?}");
     assert!((1.1e11..1.3e11).contains(&(call.flops as f64)), "{call:?}");
+}
+
+/// Every preset in every arithmetic fits every GPU, the one with the least shared memory among them.
+#[test]
+fn every_gpu_can_train() {
+    let least = GPUS.iter().map(|gpu| gpu.shared_block).min().unwrap();
+    for gpu in &GPUS {
+        for (preset, _) in PRESETS {
+            let all = [Arithmetic::Bf16, Arithmetic::Tf32, Arithmetic::Fp32];
+            for &arithmetic in if gpu.shared_block == least { &all[..] } else { &all[..1] } {
+                // Networks as in the preset, fewer pictures: the extents of tiles do not depend on their number.
+                let config = config(preset, &["batch_size=8"]);
+                let step = plan(&config, gpu, arithmetic, What::Step);
+                let step = step.unwrap_or_else(|e| panic!("{preset} in {arithmetic} on {}: {e}", gpu.title));
+                let fits = |l: &Launch| l.occupancy.is_none_or(|o| o.blocks > 0) && l.shared <= gpu.shared_block;
+                let too_large = step.launches.iter().find(|launch| launch.blocks > 0 && !fits(launch));
+                assert!(too_large.is_none(), "{preset} in {arithmetic} on {}: {too_large:?}", gpu.title);
+            }
+        }
+    }
 }
 
 #[test]
