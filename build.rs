@@ -7,6 +7,8 @@
 mod nvcc;
 #[path = "build/planted.rs"]
 mod planted;
+#[path = "build/ptxas.rs"]
+mod ptxas;
 #[path = "build/sim.rs"]
 mod sim;
 #[path = "build/table.rs"]

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Everything there is to learn about the CUDA kernels on a machine with an NVIDIA GPU: correctness, compute-sanitizer, step and kernel
-# times, PyTorch side by side, a training run. JSON out. benches/README.md tells more; the steps stand in gpu_suite.py.
+# Everything there is to learn about the CUDA kernels on a machine with an NVIDIA GPU: correctness, compute-sanitizer, ceilings of the card,
+# every operation against them and beside cuDNN, steps and sampling beside PyTorch, a whole training run. JSON out, and README's table.
+# benches/README.md tells more; the steps stand in gpu_suite.py.
 #
-#   benches/gpu.sh [--quick] [--only STEP,...] [--data SOURCE] [--out DIR]    builds with cargo, runs, writes benches/results/...
-#   benches/gpu.sh --dry-run                                                  only prints what would be run
+#   benches/gpu.sh [--quick] [--only STEP[:PART],...] [--data SOURCE] [--out DIR]    builds with cargo, runs, writes benches/results/...
+#   benches/gpu.sh --dry-run                                                  only prints what would be run, and how to divide it into short calls
+#   benches/gpu.sh --write-readme [RESULTS]                                   README's table of a results folder, or of none
 #   benches/gpu.sh --pack DIR                                                 builds and fills DIR for a machine without cargo; there:
 #   DIR/benches/gpu.sh                                                        or benches/gpu.sh --bin DIR
 #

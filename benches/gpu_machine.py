@@ -20,7 +20,7 @@ from typing import Any
 FIELDS = ("name", "uuid", "driver_version", "compute_cap", "vbios_version", "memory.total", "memory.used", "utilization.gpu",
           "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "clocks.applications.graphics", "power.draw", "power.limit",
           "temperature.gpu", "pstate", "persistence_mode", "ecc.mode.current", "mig.mode.current", "clocks_throttle_reasons.active")
-WATCHED = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "clocks_throttle_reasons.active")
+WATCHED = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "clocks_throttle_reasons.active", "memory.used")
 # Bits of clocks_throttle_reasons.active that say that the GPU was slowed down (idle and application clocks are not among them).
 THROTTLED = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "software thermal", 0x40: "hardware thermal", 0x80: "power brake"}
 
@@ -59,6 +59,11 @@ class Runner:
     root: Path
     dry: bool
     used: set[str] = field(default_factory=set)
+    deadline: float | None = None  # of time.monotonic(): no command runs past it
+
+    def left(self) -> float | None:
+        """Seconds until the deadline, where there is one."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
     def run(self, command: list[Any], limit: float, log: str, watch: bool = False, stdout_only: bool = False) -> Done:
         """Runs `command` in the root folder for at most `limit` seconds; all it prints goes to the file `log` of the output folder.
@@ -70,6 +75,8 @@ class Runner:
         if self.dry:
             print(f"    [{limit:5.0f} s] {shlex.join(told)}")
             return Done(told, 0, 0.0)
+        left = self.left()
+        limit = limit if left is None else min(limit, max(1.0, left))
         path = self.unused(log)
         watcher = self.start_watcher(path) if watch else None
         began = time.monotonic()

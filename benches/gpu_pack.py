@@ -23,8 +23,9 @@ PACK_FILE, TEST_PROGRAMS = "pack.json", "test-programs"
 # Test programs with cases for GPUs; `zz_operation_cases` counts them and runs last.
 WITH_GPU_CASES = re.compile(r"^(gpu_|ops_|zz_operation_cases)")
 LIMIT_MIB = 64
-SCRIPTS = ("gpu.sh", "gpu_suite.py", "gpu_machine.py", "gpu_pack.py", "gpu_parse.py", "torch_peer.py", "torch_cuda.py", "torch_ops.py",
-           "peer_models.py", "peer_process.py", "peer_child.py", "README.md")
+SCRIPTS = ("gpu.sh", "gpu_suite.py", "gpu_base.py", "gpu_correct.py", "gpu_speed.py", "gpu_roofline.py", "gpu_train.py", "gpu_analyse.py",
+           "gpu_table.py", "gpu_machine.py", "gpu_pack.py", "gpu_parse.py", "torch_peer.py", "torch_cuda.py", "torch_ops.py", "torch_conv.py",
+           "torch_ceilings.py", "torch_curve.py", "peer_models.py", "peer_process.py", "peer_child.py", "peer_engine.py", "README.md")
 
 
 class Unusable(Exception):

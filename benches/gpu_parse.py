@@ -68,6 +68,9 @@ NSYS_COLUMNS = {"percent": "Time (%)", "total_ns": "Total Time (ns)", "mean_ns":
                 "min_ns": "Min (ns)", "max_ns": "Max (ns)"}
 
 
+LONGEST_GAP_NS = 20_000
+
+
 def kernel_sums(text: str) -> list[dict[str, Any]]:
     """`nsys stats --report cuda_gpu_kern_sum --format csv`: one row for each kernel, the longest first."""
     rows = []
@@ -93,6 +96,19 @@ def kernel_launches(text: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["total_ns"])
 
 
+def launch_gaps(text: str) -> dict[str, Any] | None:
+    """`nsys stats --report cuda_gpu_trace --format csv`: nanoseconds from the end of a kernel to the start of the next one on the GPU.
+
+    Only those below 20 us: longer ones lie between two graphs, or wait for the host. None where there is none.
+    """
+    spans = sorted((number(row.get("Start (ns)")), number(row["Duration (ns)"])) for row in table_after(text, "Duration (ns)") if row.get("GrdX"))
+    gaps = sorted(start - (before + lasted) for (before, lasted), (start, _) in zip(spans, spans[1:]))
+    gaps = [gap for gap in gaps if 0 <= gap < LONGEST_GAP_NS]
+    if not gaps:
+        return None
+    return {"count": len(gaps), "median_ns": statistics.median(gaps), "p20_ns": gaps[len(gaps) // 5], "p80_ns": gaps[len(gaps) * 4 // 5]}
+
+
 def kernels_of_ncu(text: str) -> list[dict[str, Any]]:
     """`ncu --csv --page raw --metrics gpu__time_duration.sum`: one row for each kernel, the longest first."""
     metric = "gpu__time_duration.sum"
@@ -108,14 +124,25 @@ def kernels_of_ncu(text: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["total_ns"])
 
 
-def last_losses(text: str) -> dict[str, Any]:
-    """The last line of each split of a run's metrics.jsonl."""
-    last: dict[str, Any] = {}
+def metric_rows(text: str) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl that belong to a split."""
+    rows = []
     for line in text.splitlines():
         try:
             row = json.loads(line)
         except ValueError:
             continue
         if isinstance(row, dict) and "split" in row:
-            last[row["split"]] = row
-    return last
+            rows.append(row)
+    return rows
+
+
+def last_losses(text: str) -> dict[str, Any]:
+    """The last line of each split of a run's metrics.jsonl."""
+    return {row["split"]: row for row in metric_rows(text)}
+
+
+def curve_rows(text: str) -> list[dict[str, Any]]:
+    """Every validation of a run's metrics.jsonl: step, losses, seconds since it began."""
+    names = ("step", "noise_loss", "image_loss", "loss", "seconds")
+    return [{name: row.get(name) for name in names} for row in metric_rows(text) if row["split"] == "valid" and "noise_loss" in row]

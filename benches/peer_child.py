@@ -191,10 +191,10 @@ def sample(config: dict[str, Any], call: Callable[..., torch.Tensor], initial: t
         for t in scheduler.timesteps:
             x = scheduler.step(call(x, t.expand(count)), t, x, eta=0.0).prev_sample
         return x
-    diffusion = Diffusion(config)
-    signal, sigma = diffusion.rates(torch.ones(count))
+    diffusion = Diffusion(config, x.device)
+    signal, sigma = diffusion.rates(torch.ones(count, device=x.device))
     picture = x
-    for time_next in torch.linspace(1, 0, steps)[1:]:
+    for time_next in torch.linspace(1, 0, steps, device=x.device)[1:]:
         told = diffusion.told(time_next, sigma)
         wide = signal[:, None, None, None], sigma[:, None, None, None]
         noise, picture = diffusion.split(call(x, told), x, *wide)

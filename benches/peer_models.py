@@ -153,13 +153,13 @@ def scheduler_options(config: dict[str, Any]) -> dict[str, Any]:
 class Diffusion:
     """Draws times, gives the rates at them, and tells the network's second argument and what it shall predict."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
+    def __init__(self, config: dict[str, Any], device: torch.device | str = "cpu") -> None:
+        self.config, self.device = config, device
         self.bars: torch.Tensor | None = None
         if config["family"] == "unet2d":
             from diffusers import DDIMScheduler
 
-            self.bars = DDIMScheduler(**scheduler_options(config)).alphas_cumprod
+            self.bars = DDIMScheduler(**scheduler_options(config)).alphas_cumprod.to(device)
         elif config["schedule"] != "cosine":
             raise ValueError(f"schedule {config['schedule']}: the peer's family seed has the cosine alone")
 
@@ -167,7 +167,9 @@ class Diffusion:
         """Times [B]: in [0, 1], or timesteps."""
         import torch
 
-        return torch.rand(batch) if self.bars is None else torch.randint(0, len(self.bars), (batch,))
+        if self.bars is None:
+            return torch.rand(batch, device=self.device)
+        return torch.randint(0, len(self.bars), (batch,), device=self.device)
 
     def rates(self, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Times [B] -> (signal, noise) rates [B]."""

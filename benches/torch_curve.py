@@ -1,6 +1,7 @@
 """Trains the seed's network in PyTorch on a tar of pictures and writes its validation curve: the peer of a short engine run.
 
     python benches/torch_curve.py flowers64.tar --seed 1 --json curve-1.json
+    python benches/torch_curve.py flowers64.tar --device cuda --bf16 --image-size 64 --steps 5120 --at 512 5120     # not run on a GPU yet
 
 It does what `ddim-engine train --preset seed --set image_size=32 --data flowers64.tar --steps 500 --seed 1` does, with PyTorch's
 random numbers: the curves of the two agree within the spread over seeds, not number by number. Pictures are cropped to their centre
@@ -60,11 +61,11 @@ def centre(picture: Image.Image, size: int) -> np.ndarray:
 class Normalizer:
     """Mean and unbiased deviation of each channel, merged batch by batch (Chan, Golub and LeVeque 1979), then frozen."""
 
-    def __init__(self, channels: int, batches: int) -> None:
+    def __init__(self, channels: int, batches: int, device: torch.device) -> None:
         self.remaining = batches
         self.count = 0
-        self.mean = torch.zeros(channels, dtype=torch.float64)
-        self.squares = torch.zeros(channels, dtype=torch.float64)  # of the distances from the mean
+        self.mean = torch.zeros(channels, dtype=torch.float64, device=device)
+        self.squares = torch.zeros(channels, dtype=torch.float64, device=device)  # of the distances from the mean
 
     def gather(self, pictures: torch.Tensor) -> None:
         """Merges a batch [B,C,H,W] into the statistics, unless they are frozen."""
@@ -130,37 +131,43 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     """Trains and returns settings and curve."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
+    torch.backends.cudnn.benchmark = True
+    device = torch.device(args.device)
     generator = torch.Generator().manual_seed(args.seed)
 
     everything = load_pictures(args.data, args.image_size)
     order = torch.randperm(len(everything), generator=generator)
     kept = round(len(order) * args.valid_fraction)
-    held_out, training = everything[order[:kept]], everything[order[kept:]]
+    held_out, training = everything[order[:kept]], everything[order[kept:]].to(device)
     held_out = held_out[: args.valid_images].float() / 255
-    valid_noise = torch.randn(held_out.shape, generator=generator)
-    valid_times = torch.rand(len(held_out), generator=generator)
+    valid_noise = torch.randn(held_out.shape, generator=generator).to(device)
+    valid_times = torch.rand(len(held_out), generator=generator).to(device)
+    held_out = held_out.to(device)
 
-    network = build_network().train().to(memory_format=torch.channels_last)
+    network = build_network().train().to(device=device, memory_format=torch.channels_last)
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-4)
-    normalizer = Normalizer(channels=3, batches=55)
+    normalizer = Normalizer(channels=3, batches=55, device=device)
     feed = batches(len(training), args.batch, args.repeat, generator)
     curve, seconds, recent = [], [], []
+    began = time.perf_counter()
     print(f"{len(training)} pictures to train on, {len(held_out)} of {kept} to validate; torch {torch.__version__}, seed {args.seed}", flush=True)
     for number in range(1, args.steps + 1):
         start = time.perf_counter()
-        pictures = training[next(feed)].float() / 255
+        pictures = training[next(feed).to(device)].float() / 255
         normalizer.gather(pictures)
         x = normalizer.apply(pictures).contiguous(memory_format=torch.channels_last)
         noise = torch.randn_like(x)
-        noisy, _, sigma = noised(x, noise, torch.rand(len(x)))
+        noisy, _, sigma = noised(x, noise, torch.rand(len(x), device=device))
         optimizer.zero_grad(set_to_none=True)
-        loss = F.l1_loss(network(noisy, sigma.flatten().square()), noise)
+        with autocast:
+            loss = F.l1_loss(network(noisy, sigma.flatten().square()).float(), noise)
         loss.backward()
         optimizer.step()
-        recent.append(loss.item())
+        recent.append(loss.detach() if device.type == "cuda" else loss.item())  # a GPU is not waited for
         seconds.append(time.perf_counter() - start)
         if number in args.at:
-            point = {"step": number, "train_noise_loss": float(np.mean(recent)),
+            point = {"step": number, "train_noise_loss": float(np.mean([float(value) for value in recent])), "seconds": time.perf_counter() - began,
                      **validate(network, normalizer.apply(held_out), valid_noise, valid_times)}
             curve.append(point)
             recent = []
@@ -173,7 +180,9 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         "batch": args.batch,
         "pictures": {"training": len(training), "validation": len(held_out)},
         "normalizer": {"mean": normalizer.mean.tolist(), "std": normalizer.std.tolist()},
-        "seconds_per_step": {"min": min(seconds), "median": float(np.median(seconds))},
+        "seconds_per_step": {"min": min(seconds), "median": float(np.median(seconds))},  # of a GPU: until it is asked, not until it is done
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {args.threads} threads",
+        "bf16": args.bf16,
         "curve": curve,
     }
 
@@ -190,6 +199,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--valid-fraction", type=float, default=0.2)
     parser.add_argument("--valid-images", type=int, default=1024, help="of those held out, how many to measure on")
     parser.add_argument("--at", type=int, nargs="+", default=[50, 100, 200, 300, 400, 500], help="steps to validate at")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="train under autocast to bfloat16; validation stays in fp32")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write settings and curve there")
     return parser.parse_args()

@@ -6,6 +6,8 @@
     python benches/torch_peer.py --table benches/results/NAME/peer.json --write-readme   # the table of a run made before
     python benches/torch_peer.py [--tuned-allocator] [--compile] [--bf16] [--nchw]       # PyTorch alone, the training step of `seed`
     python benches/torch_peer.py --device cuda --engine target/release/ddim-engine       # the variants of torch_cuda.py, on a GPU
+    python benches/torch_peer.py --device cuda --engine target/release/ddim-engine --preset unet2d-64 --variant graph-bf16
+    python benches/torch_peer.py --device cuda --engine target/release/ddim-engine --sampling --images 16 --variant graph-bf16
 
 Every measurement runs in its own child process, so that peaks of memory do not mix and allocator settings apply from the start; this
 process never imports torch. With an engine the children alternate (engine, PyTorch, engine, the next way to run PyTorch, engine, ...),
@@ -103,6 +105,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--fused-adamw", action="store_true", help="likewise: torch's single-pass AdamW in place of its default")
     parser.add_argument("--nchw", dest="channels_last", action="store_false", help="likewise: PyTorch's default layout, not NHWC")
     parser.add_argument("--variant", action="append", metavar="NAME", help="with --device cuda: only this one; may be repeated")
+    parser.add_argument("--preset", choices=("seed", "unet2d-64"), default="seed", help="likewise: whose network")
+    parser.add_argument("--sampling", action="store_true", help="likewise: not training steps but --images pictures in --sample-steps steps")
+    parser.add_argument("--outputs", action="store_true", help="likewise: no times, but whether both compute the same, by a reference file")
+    parser.add_argument("--outputs-device", default="cuda", help="of the engine's check with --outputs; cpu or sim: only to try it")
     args = parser.parse_args()
     on_gpu = args.device == "cuda"
     args.steps = args.steps if args.steps is not None else (100 if on_gpu else 5)
@@ -118,9 +124,11 @@ def parse() -> argparse.Namespace:
         if args.compile or args.bf16 or args.fused_adamw or args.tuned_allocator or not args.channels_last:
             parser.error("with --device cuda a --variant says how PyTorch runs; leave the CPU's options out")
         if args.suite or args.only or args.write_readme:
-            parser.error("the suite and its table are the CPU's; --device cuda measures the training step of `seed`")
-    elif args.variant:
-        parser.error("--variant is for --device cuda")
+            parser.error("the suite and its table are the CPU's; --device cuda measures training steps, or with --sampling pictures")
+        if (args.outputs or args.preset != "seed") and not args.engine:
+            parser.error("--outputs and --preset need --engine, which knows the preset's settings")
+    elif args.variant or args.sampling or args.outputs or args.preset != "seed":
+        parser.error("--variant, --preset, --sampling and --outputs are for --device cuda")
     if args.only:
         from peer_suite import SECTIONS
 
@@ -151,7 +159,18 @@ def main_on_gpu(args: argparse.Namespace) -> int:
         if args.json and args.json != "-":
             Path(args.json).write_text(text + "\n")
 
-    passed = torch_cuda.measure_all(args, save)
+    try:
+        if args.outputs:
+            rows = torch_cuda.outputs(args)
+            text = json.dumps({"processor": processor(), "outputs": rows}, indent=1)
+            if args.json and args.json != "-":
+                Path(args.json).write_text(text + "\n")
+            passed = all(row["passed"] for row in rows.values())
+        else:
+            passed = torch_cuda.measure_all(args, save)
+    except ChildFailed as failure:
+        print(f"torch_peer: {failure}", file=sys.stderr)
+        return 1
     if args.json == "-":
         print(text)
     return int(not passed)

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::ptxas;
 use crate::table::Source;
 
 /// Architectures compiled for: Ampere and everything after it through the embedded PTX, Hopper with its own instructions.
@@ -24,6 +25,8 @@ pub struct Images {
     pub files: Vec<(String, PathBuf)>,
     /// What they were compiled for.
     pub architectures: String,
+    /// What each kernel takes.
+    pub reports: Vec<ptxas::Report>,
 }
 
 /// The images, or why there are none.
@@ -76,7 +79,8 @@ fn compile_all(root: &Path, kernels: &Path, sources: &[&Source], out: &Path) -> 
         Some(what) => Err(what),
         None => {
             let image = |s: &&Source| (s.stem.clone(), out.join(format!("{}.fatbin", s.stem)));
-            Ok(Images { files: sources.iter().map(image).collect(), architectures })
+            let reports = ptxas::read(out, sources.iter().map(|s| s.stem.as_str()));
+            Ok(Images { files: sources.iter().map(image).collect(), architectures, reports })
         }
     }
 }

@@ -204,6 +204,15 @@ pub fn render(
     let architectures = images.as_ref().map_or("", |images| images.architectures.as_str());
     let _ = writeln!(text, "\n/// What they were compiled for.");
     let _ = writeln!(text, "pub const ARCHITECTURES: &str = {architectures:?};");
+    let reports = images.as_ref().map_or(&[][..], |images| &images.reports);
+    let reports: Vec<String> = (reports.iter())
+        .map(|r| {
+            let (kernel, arch, registers, shared) = (&r.kernel, &r.arch, r.registers, r.shared);
+            format!("Ptxas {{ kernel: {kernel:?}, arch: {arch:?}, registers: {registers}, shared: {shared} }}")
+        })
+        .collect();
+    let _ = writeln!(text, "\n/// What ptxas reports of each kernel, empty where the build had no nvcc.");
+    let _ = writeln!(text, "pub const PTXAS: &[Ptxas] = &[{}];", reports.join(", "));
     let state = |built: Option<&String>| built.map_or("None".to_string(), |why| format!("Some({why:?})"));
     let _ = writeln!(text, "\n/// Why there are no GPU images, if so.");
     let _ = writeln!(text, "pub const NO_IMAGES: Option<&str> = {};", state(images.as_ref().err()));

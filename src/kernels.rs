@@ -14,4 +14,17 @@ pub struct KernelEntry {
     pub args_size: usize,
 }
 
+/// What a kernel takes of a multiprocessor, as ptxas reports it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ptxas {
+    /// Name of the kernel.
+    pub kernel: &'static str,
+    /// What it was compiled for, such as `sm_90a`.
+    pub arch: &'static str,
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes of static shared memory.
+    pub shared: u32,
+}
+
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));

@@ -101,6 +101,14 @@ fn the_launcher_keeps_the_drivers_rules() {
         // One step launched, the same recorded, and from then on replayed.
         assert!(launches >= captured && captured > 50, "{precision}: {line}");
         assert_eq!(replays, 4, "{precision}: {line}");
+        // What `bench plan` lists is what the driver was given.
+        let args = [&["bench", "plan", "--precision", precision, "--json", "-"][..], &STEP[2..8]].concat();
+        let (code, plan, err) = run(&dir, "works", &args);
+        assert_eq!(code, 0, "{precision}: {err}");
+        let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+        let kernels = plan["launches"].as_array().unwrap().iter().filter(|row| row["blocks"] != 0);
+        let planned: u64 = kernels.map(|row| row["count"].as_u64().unwrap()).sum();
+        assert_eq!(planned, captured, "{precision}: kernels planned and captured");
     }
 }
 

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
+use ddim_engine::bench::plan::gpus::GpuSpec;
 use ddim_engine::bench::timing::Effort;
-use ddim_engine::bench::{compare, kernels, ladder};
+use ddim_engine::bench::{compare, kernels, ladder, plan};
 use ddim_engine::config::{Config, Layers, PRESETS, Precision};
 use ddim_engine::error::{Error, Result};
 
@@ -22,6 +23,7 @@ Examples
   ddim-engine bench kernels --only wgrad --batch 16
   ddim-engine bench kernels --ladder --device cuda         convolution, norm and attention from naive to final
   ddim-engine bench sample --preset seed --images 64       pictures from noise
+  ddim-engine bench plan --preset seed --gpu h200          what a GPU would be asked for; needs none
   ddim-engine bench --compare A.json B.json";
 
 /// Measure speed: operations against the machine's roofline, training steps, sampling
@@ -41,6 +43,7 @@ enum What {
     Kernels(KernelArgs),
     Step(StepArgs),
     Sample(SampleArgs),
+    Plan(PlanArgs),
     Ops(OpsArgs),
 }
 
@@ -147,6 +150,29 @@ pub struct SampleArgs {
     json: Option<PathBuf>,
 }
 
+/// The launches of a step on a GPU, with registers, occupancy, bytes and a predicted time; needs no GPU and measures nothing
+#[derive(clap::Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    settings: Box<Settings>,
+
+    /// GPU: h200, h100, a100 or rtx4090
+    #[arg(long, value_name = "GPU", default_value = "h200")]
+    gpu: String,
+
+    /// Not a training step but a network call of sampling
+    #[arg(long)]
+    sampling: bool,
+
+    /// A line for every kernel and extents, too
+    #[arg(long)]
+    kernels: bool,
+
+    /// Also write the result as JSON; -: to standard output, instead of the table
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
 /// Time of group norm and attention alone, and the bytes that they move
 #[derive(clap::Args)]
 #[command(hide = true)]
@@ -174,6 +200,7 @@ impl Args {
             (Some(What::Kernels(args)), _) => args.run(),
             (Some(What::Step(args)), _) => args.run(),
             (Some(What::Sample(args)), _) => args.run(),
+            (Some(What::Plan(args)), _) => args.run(),
             (Some(What::Ops(args)), _) => args.run(),
             (None, [a, b]) => print::stdout(&compare::compare(a, b)?),
             (None, _) => Err(Error::Usage("bench: expected kernels, step, sample, or --compare A.json B.json".into())),
@@ -255,6 +282,17 @@ impl SampleArgs {
             repeat: self.repeat as usize,
         };
         bench_run::sample(&device, &config, what, self.json.as_deref())
+    }
+}
+
+impl PlanArgs {
+    fn run(self) -> Result<()> {
+        let config = Config::resolve(&self.settings.layers())?;
+        let gpu = GpuSpec::named(&self.gpu)?;
+        let what = if self.sampling { plan::What::Sample } else { plan::What::Step };
+        let prefer = if self.sampling { Prefer::Pictures } else { Prefer::Speed };
+        let plan = plan::plan(&config, gpu, prefer.arithmetic_of(config.precision), what)?;
+        bench_run::plan(&plan, &config, what, self.kernels, self.json.as_deref())
     }
 }
 

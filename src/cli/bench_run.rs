@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use ddim_engine::bench::ceilings::Ceilings;
 use ddim_engine::bench::machine::Watched;
+use ddim_engine::bench::plan::{Plan, What};
 use ddim_engine::bench::sample::{self, Sampling};
 use ddim_engine::bench::step::{self, Breakdown, Steps};
 use ddim_engine::bench::table::{seconds, table};
@@ -319,4 +320,32 @@ pub fn sample(device: &Chosen, config: &Config, what: Pictures, json: Option<&Pa
         watched.line(),
     );
     put(&text, result, json)
+}
+
+/// Prints a plan.
+pub fn plan(plan: &Plan, config: &Config, what: What, every: bool, json: Option<&Path>) -> Result<()> {
+    let title = match what {
+        What::Step => "plan of a training step",
+        What::Sample => "plan of a network call of sampling",
+    };
+    let mut result = Map::new();
+    extend(
+        &mut result,
+        json!({
+            "format": FORMAT, "what": title, "version": env!("CARGO_PKG_VERSION"),
+            "batch_size": config.batch_size, "image_size": config.image_size,
+        }),
+    );
+    extend(&mut result, plan.json());
+    put(
+        &format!(
+            "{title}, {} images of {}x{}: {}",
+            config.batch_size,
+            config.image_size,
+            config.image_size,
+            plan.text(every)
+        ),
+        result,
+        json,
+    )
 }

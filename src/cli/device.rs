@@ -43,6 +43,16 @@ impl Prefer {
             Prefer::Exactness => Arithmetic::Fp32,
         }
     }
+
+    /// The arithmetic of a GPU for this `--precision`.
+    pub fn arithmetic_of(self, precision: Precision) -> Arithmetic {
+        match precision {
+            Precision::Auto => self.arithmetic(),
+            Precision::Fp32 => Arithmetic::Fp32,
+            Precision::Tf32 => Arithmetic::Tf32,
+            Precision::Bf16 => Arithmetic::Bf16,
+        }
+    }
 }
 
 /// Something to do on a device.
@@ -90,7 +100,7 @@ impl DeviceArgs {
                 if let Some(why) = kernels::NO_SIMULATOR {
                     return Err(Error::Usage(format!("--device sim: this build has no simulator: {why}")));
                 }
-                let arithmetic = arithmetic(precision, prefer.arithmetic());
+                let arithmetic = prefer.arithmetic_of(precision);
                 let line = format!("device: sim, {arithmetic} (the CUDA kernels on this machine's CPU: for tests)");
                 return Ok(Chosen { kind: Kind::Sim { arithmetic }, line });
             }
@@ -240,18 +250,9 @@ fn on_cpu(threads: usize, precision: Precision, why: &str) -> Result<Chosen> {
 }
 
 fn on_gpu(gpu: GpuInfo, precision: Precision, prefer: Prefer) -> Chosen {
-    let arithmetic = arithmetic(precision, prefer.arithmetic());
+    let arithmetic = prefer.arithmetic_of(precision);
     let line = format!("device: {gpu}, {arithmetic}");
     Chosen { kind: Kind::Cuda { gpu, arithmetic }, line }
-}
-
-fn arithmetic(precision: Precision, preferred: Arithmetic) -> Arithmetic {
-    match precision {
-        Precision::Auto => preferred,
-        Precision::Fp32 => Arithmetic::Fp32,
-        Precision::Tf32 => Arithmetic::Tf32,
-        Precision::Bf16 => Arithmetic::Bf16,
-    }
 }
 
 /// Cores that this process may use.

@@ -10,6 +10,7 @@
 pub mod arena;
 pub mod cpu;
 pub mod cuda;
+pub mod dry;
 pub mod gpu;
 pub mod launcher;
 pub mod nvtx;

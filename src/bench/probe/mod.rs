@@ -185,6 +185,8 @@ pub enum Watch {
     List,
     /// Times each, waiting for the device before and after.
     Time,
+    /// Notes them and the number of kernels that each launches, in their order: see [`Probe::followed`].
+    Follow,
     /// Measures each that is new and that [`Probe::select`] wants.
     Measure(Effort),
 }
@@ -206,6 +208,7 @@ pub struct Probe<'b, B: Backend> {
     only: Vec<String>,
     seen: RefCell<Vec<Seen>>,
     index: RefCell<HashMap<(&'static str, String, String), usize>>,
+    followed: RefCell<Vec<(usize, usize)>>,
     packed: RefCell<HashMap<u64, PackedFilter>>,
     /// Something small that the device can be waited for with.
     after: B::Buffer,
@@ -237,6 +240,7 @@ impl<'b, B: Backend> Probe<'b, B> {
             only: Vec::new(),
             seen: RefCell::default(),
             index: RefCell::default(),
+            followed: RefCell::default(),
             packed: RefCell::default(),
             after,
             evict: RefCell::new(None),
@@ -261,6 +265,11 @@ impl<'b, B: Backend> Probe<'b, B> {
     /// What was seen, in the order of first sight.
     pub fn seen(&self) -> Vec<Seen> {
         self.seen.borrow().clone()
+    }
+
+    /// The operations of [`Watch::Follow`] one by one: position in [`Probe::seen`], and kernels launched.
+    pub fn followed(&self) -> Vec<(usize, usize)> {
+        self.followed.borrow().clone()
     }
 
     /// Waits until the device has done all that it was asked for.
@@ -350,6 +359,14 @@ impl<'b, B: Backend> Probe<'b, B> {
                 self.wait()?;
                 self.count(&call, began.elapsed().as_secs_f64());
                 Ok(())
+            }
+            Watch::Follow => {
+                self.inner.note_plans(true);
+                let done = op(&mut outs);
+                let launches = self.inner.note_plans(false).len();
+                let (at, _) = self.count(&call, 0.0);
+                self.followed.borrow_mut().push((at, launches));
+                done
             }
             Watch::Measure(effort) => {
                 let (at, fresh) = self.count(&call, 0.0);

@@ -31,6 +31,7 @@ pub struct Sim {
     recording: RefCell<Option<Vec<Node>>>,
     /// Kernels that were looked up, which is done before the first launch of each.
     used: RefCell<BTreeSet<&'static str>>,
+    shared_limit: usize,
     /// Names of kernels that stand in for others, for tests.
     stand_ins: RefCell<BTreeMap<&'static str, String>>,
 }
@@ -54,7 +55,13 @@ impl Sim {
 
     fn with(library: Library) -> Self {
         let (used, stand_ins) = (RefCell::default(), RefCell::default());
-        Sim { library, recording: RefCell::new(None), used, stand_ins }
+        // As on Hopper.
+        Sim { library, recording: RefCell::new(None), used, shared_limit: 227 << 10, stand_ins }
+    }
+
+    /// The same as a GPU whose blocks may have so many bytes of shared memory.
+    pub fn with_shared_limit(self, bytes: usize) -> Self {
+        Sim { shared_limit: bytes, ..self }
     }
 
     /// Names of the kernels that were launched so far.
@@ -123,7 +130,7 @@ impl Launcher for Sim {
     type Pending = Vec<u8>;
 
     fn shared_limit(&self) -> usize {
-        227 << 10 // as on Hopper
+        self.shared_limit
     }
 
     fn chunk_bytes(&self) -> usize {

@@ -118,11 +118,11 @@ struct Tiling {
 }
 
 impl Tiling {
-    /// The tile that computes and loads the fewest pixels, those beyond the picture included.
-    fn new(d: &ConvDims, dtype: Dtype) -> Self {
+    /// All ways, that which computes and loads the fewest pixels first, those beyond the picture included.
+    fn all(d: &ConvDims, dtype: Dtype) -> Vec<Self> {
         let pixels = kernels::WGRAD_STEPS as usize * 32 / dtype.size();
         let (n, h, w) = (d.n as usize, d.h as usize, d.w as usize);
-        let mut best: Option<(usize, Tiling)> = None;
+        let mut found: Vec<(usize, Tiling)> = Vec::new();
         for (w_log, h_log) in [(4, 3), (3, 3), (4, 2), (3, 2), (2, 3), (2, 2)] {
             if 1usize << (w_log + h_log) > pixels {
                 continue;
@@ -130,12 +130,10 @@ impl Tiling {
             let (x, y) = (w.div_ceil(1 << w_log), h.div_ceil(1 << h_log));
             let count = x * y * n.div_ceil(pixels >> (w_log + h_log));
             let tiling = Tiling { pixels, w_log, h_log, x, y, count };
-            let cost = count * (pixels + tiling.halo_pixels(d.side));
-            if best.is_none_or(|(least, _)| cost < least) {
-                best = Some((cost, tiling));
-            }
+            found.push((count * (pixels + tiling.halo_pixels(d.side)), tiling));
         }
-        best.map_or(Tiling { pixels, w_log: 2, h_log: 2, x: 1, y: 1, count: 1 }, |(_, tiling)| tiling)
+        found.sort_by_key(|&(cost, _)| cost);
+        found.into_iter().map(|(_, tiling)| tiling).collect()
     }
 
     /// Pixels of z that a tile needs.
@@ -155,6 +153,25 @@ struct Plan {
 }
 
 impl Plan {
+    /// The best tiles with an instance that this GPU has the shared memory for, `limit` bytes of a block, and the plan for them. Pictures of
+    /// 4x4 are most halo: where 99 KiB are all there is, in bf16 they take wider tiles, half of them empty.
+    fn fitting(
+        instances: &'static [Instance],
+        dtype: Dtype,
+        d: &ConvDims,
+        channels: [usize; 2],
+        limit: usize,
+    ) -> Result<(Tiling, Self)> {
+        let tilings = Tiling::all(d, dtype);
+        let fitting = |tiling: &Tiling| Some((*tiling, Self::new(instances, dtype, tiling, d.side, channels, limit)?));
+        tilings.iter().find_map(fitting).ok_or_else(|| {
+            let kib = limit >> 10;
+            let what =
+                format!("conv_wgrad: this GPU gives a block {kib} KiB of shared memory, too little for these kernels");
+            Error::Failed(format!("{what}; --precision bf16 needs the least"))
+        })
+    }
+
     /// The plan that should be quickest, with as many slices as fill the GPU.
     ///
     /// Costs are counted in products of a multiprocessor: those of the tiles, and for each element that it moves as many as it
@@ -166,7 +183,7 @@ impl Plan {
         side: u32,
         [c, k]: [usize; 2],
         limit: usize,
-    ) -> Result<Self> {
+    ) -> Option<Self> {
         const PRODUCTS_PER_ELEMENT: usize = 92;
         let taps = (side * side) as usize;
         let at_once = if side == 3 { BLOCKS_3X3 } else { BLOCKS_1X1 };
@@ -182,13 +199,7 @@ impl Plan {
             let shared = shared_bytes(instance, dtype, side, tiling);
             (shared <= limit.min(SHARED_LIMIT)).then_some((cost, Plan { instance, shared, slices }))
         });
-        let best = plans.min_by_key(|(cost, _)| *cost);
-        best.map(|(_, plan)| plan).ok_or_else(|| {
-            let kib = limit >> 10;
-            let what =
-                format!("conv_wgrad: this GPU gives a block {kib} KiB of shared memory, too little for these kernels");
-            Error::Failed(format!("{what}; --precision bf16 needs the least"))
-        })
+        plans.min_by_key(|(cost, _)| *cost).map(|(_, plan)| plan)
     }
 }
 
@@ -258,9 +269,8 @@ fn launch<'a, L: Launcher>(
     let with_sums = out.db.is_some() || out.db_res.is_some() || out.border_sums.is_some();
     let (main, res, sums) = (taps * d.c() * k, d.r() * k, if with_sums { taps * k } else { 0 });
 
-    let tiling = Tiling::new(d, dtype);
     let limit = gpu.launcher().shared_limit();
-    let plan = Plan::new(instances[0], dtype, &tiling, d.side, [d.c(), k], limit)?;
+    let (tiling, plan) = Plan::fitting(instances[0], dtype, d, [d.c(), k], limit)?;
     let (stride, stride_res) = ((main + sums).next_multiple_of(4), res.next_multiple_of(4));
     let workspace = gpu.alloc(plan.slices * stride)?;
     let partial = Partial { ptr: Gpu::<L>::all(&workspace).ptr(), slices: plan.slices, stride, sums: main };
@@ -270,8 +280,7 @@ fn launch<'a, L: Launcher>(
     let mut workspace_res = None;
     let mut partial_res = Partial { ptr: DevicePtr::NULL, slices: 0, stride: stride_res, sums: res };
     if let Some(input) = residual {
-        let tiling = Tiling::new(&ConvDims { side: 1, ..*d }, dtype);
-        let plan = Plan::new(instances[1], dtype, &tiling, 1, [d.r(), k], limit)?;
+        let (tiling, plan) = Plan::fitting(instances[1], dtype, &ConvDims { side: 1, ..*d }, [d.r(), k], limit)?;
         let workspace = workspace_res.insert(gpu.alloc(plan.slices * stride_res)?);
         partial_res = Partial { ptr: Gpu::<L>::all(workspace).ptr(), slices: plan.slices, ..partial_res };
         let (c, prologue) = ([d.r0, d.r1], Prologue::none());
@@ -449,7 +458,7 @@ mod tests {
                 let gpu = Gpu::new(sim, arithmetic);
                 gpu.poison_new_buffers();
                 for instance in instances(arithmetic, side) {
-                    let (dw, border_sums) = run(&gpu, &d, instance, &operands);
+                    let (dw, border_sums) = run(&gpu, &d, std::slice::from_ref(instance), &operands);
                     for (what, got, want) in [("dw", dw, &want.dw), ("sums", border_sums, &want.border_sums)] {
                         let error = relative_error(&got, want);
                         assert!(error < tolerance, "{what} of {}: {error:.2e}", instance.kernel.name);
@@ -459,11 +468,40 @@ mod tests {
         }
     }
 
-    /// dw and border sums by one instance. Operands: x0, x1, scale, shift, dy.
+    /// As on GPUs whose blocks have 99 KiB of shared memory: where the best tiles do not fit, others do, with the same sums.
+    #[test]
+    fn little_shared_memory() {
+        let d = ConvDims { n: 9, h: 4, w: 4, c0: 64, c1: 8, r0: 0, r1: 0, k: 72, side: 3 };
+        let operands = [d.pixels() * 64, d.pixels() * 8, 72, 72, d.pixels() * 72];
+        let operands = [0, 1, 2, 3, 4].map(|i| normal(i as u64, operands[i]));
+        let wide = |values: &Vec<f32>| values.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
+        let [x0, x1, scale, shift, dy] = operands.each_ref().map(wide);
+        let input = reference::Operand { x0: &x0, x1: Some(&x1), x1_constant: false };
+        let prologue = reference::Prologue { affine: Some((&scale, &shift)), silu: true };
+        let want = reference::wgrad(&d, input, prologue, None, &dy);
+        let bf16 = instances(Arithmetic::Bf16, 3);
+        let plan = |limit| Plan::fitting(bf16, Dtype::Bf16, &d, [72, 72], limit);
+        let (narrow, wide) = (plan(227 << 10).unwrap(), plan(99 << 10).unwrap());
+        assert!((narrow.0.w_log, narrow.0.h_log) != (wide.0.w_log, wide.0.h_log) && wide.1.shared <= 99 << 10);
+        assert!(plan(20 << 10).is_err_and(|e| e.to_string().contains("20 KiB")));
+        let Ok(sim) = Sim::new() else {
+            eprintln!("SKIPPED: no simulator in this build");
+            return;
+        };
+        let gpu = Gpu::new(sim.with_shared_limit(99 << 10), Arithmetic::Bf16);
+        gpu.poison_new_buffers();
+        let (dw, border_sums) = run(&gpu, &d, bf16, &operands);
+        for (what, got, want) in [("dw", dw, &want.dw), ("sums", border_sums, &want.border_sums)] {
+            let error = relative_error(&got, want);
+            assert!(error < 6e-3, "{what}: {error:.2e}");
+        }
+    }
+
+    /// dw and border sums by the best of some instances. Operands: x0, x1, scale, shift, dy.
     fn run(
         gpu: &Gpu<Sim>,
         d: &ConvDims,
-        instance: &'static Instance,
+        instances: &'static [Instance],
         operands: &[Vec<f32>; 5],
     ) -> (Vec<f32>, Vec<f32>) {
         let all = Gpu::<Sim>::all;
@@ -482,8 +520,7 @@ mod tests {
         };
         let input = Operand { x0: all(&x0), x1: Some(all(&x1)), x1_constant: false };
         let prologue = Prologue { affine: Some((all(&scale), all(&shift))), silu: true };
-        let only = std::slice::from_ref(instance);
-        launch(gpu, d, [only, only], input, prologue, None, all(&dy), out).unwrap();
+        launch(gpu, d, [instances, instances], input, prologue, None, all(&dy), out).unwrap();
         let read = |buffer: &GpuBuffer<Sim>| {
             let mut values = vec![0.0; Gpu::<Sim>::buffer_len(buffer)];
             gpu.download(all(buffer), &mut values).unwrap();
