@@ -1,4 +1,4 @@
-//! Builds the kernels of `kernels/`: GPU images with nvcc, the simulator with g++, and one table of both.
+//! Builds the kernels of `kernels/` and `kernels/ladder/`: GPU images with nvcc, the simulator with g++, and one table of both.
 //!
 //! Neither compiler is needed: what is missing is left out, said in one line, and `ddim-engine doctor` says it again. No GPU is
 //! looked for.
@@ -40,14 +40,17 @@ fn main() {
 fn run(root: &Path, out: &Path, compiled: &Path) -> Result<(), String> {
     let kernels = root.join("kernels");
     let sources = table::scan(&kernels)?;
-    let images = nvcc::build(root, &kernels, &sources, compiled);
-    let simulator = simulator(&kernels, &sources, compiled);
-    let text = table::render(&sources, &images, &simulator);
+    let ladder = table::scan(&kernels.join("ladder"))?;
+    table::check_ladder(&sources, &ladder)?;
+    let all: Vec<&table::Source> = sources.iter().chain(&ladder).collect();
+    let images = nvcc::build(root, &kernels, &all, compiled);
+    let simulator = simulator(&kernels, &all, compiled);
+    let text = table::render(&sources, &ladder, &images, &simulator);
     write_if_changed(&out.join("kernels.rs"), &text)
 }
 
 /// The simulator, or why there is none.
-fn simulator(kernels: &Path, sources: &[table::Source], out: &Path) -> Result<(), String> {
+fn simulator(kernels: &Path, sources: &[&table::Source], out: &Path) -> Result<(), String> {
     println!("cargo::rerun-if-env-changed=CXX");
     let target = std::env::var("TARGET").unwrap_or_default();
     let wanted = target.starts_with("x86_64-") && target.contains("-linux-gnu");
@@ -66,7 +69,7 @@ fn simulator(kernels: &Path, sources: &[table::Source], out: &Path) -> Result<()
                     Vec::new()
                 });
                 of_tests.and_then(|of_tests| {
-                    let files: Vec<_> = sources.iter().chain(&of_tests).map(sim::KernelFile::new).collect();
+                    let files: Vec<_> = sources.iter().copied().chain(&of_tests).map(sim::KernelFile::new).collect();
                     sim::build_simulator(&gxx, kernels, &files, &planted, &out)
                 })
             }

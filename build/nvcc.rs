@@ -30,7 +30,7 @@ pub struct Images {
 }
 
 /// The images, or why there are none.
-pub fn build(root: &Path, kernels: &Path, sources: &[Source], out: &Path) -> Result<Images, String> {
+pub fn build(root: &Path, kernels: &Path, sources: &[&Source], out: &Path) -> Result<Images, String> {
     for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "DDIM_CUDA_ARCHS"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
@@ -45,7 +45,7 @@ pub fn build(root: &Path, kernels: &Path, sources: &[Source], out: &Path) -> Res
     built
 }
 
-fn compile_all(root: &Path, kernels: &Path, sources: &[Source], out: &Path) -> Result<Images, String> {
+fn compile_all(root: &Path, kernels: &Path, sources: &[&Source], out: &Path) -> Result<Images, String> {
     let Some(nvcc) = find(root) else {
         return Err(format!("nvcc was not found; it installs without a GPU: {INSTALL}"));
     };
@@ -56,15 +56,17 @@ fn compile_all(root: &Path, kernels: &Path, sources: &[Source], out: &Path) -> R
     let architectures = named.unwrap_or(DEFAULT_ARCHS.into());
     let archs = gencodes(&architectures)?;
     fs::create_dir_all(out).map_err(|e| format!("{}: {e}", out.display()))?;
-    let sources: Vec<&Source> = sources.iter().filter(|s| !s.kernels.is_empty()).collect();
-    let headers = headers(kernels)?;
+    let sources: Vec<&Source> = sources.iter().copied().filter(|s| !s.kernels.is_empty()).collect();
+    let common = headers(kernels)?;
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let jobs = std::thread::available_parallelism().map_or(1, usize::from).min(sources.len().max(1));
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
                 while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(what) = compile(&nvcc, kernels, source, &archs, headers, out)
+                    let compiled = headers_of(source, kernels, common)
+                        .and_then(|headers| compile(&nvcc, kernels, source, &archs, headers, out));
+                    if let Err(what) = compiled
                         && let Ok(mut failures) = failures.lock()
                     {
                         failures.push(what);
@@ -115,7 +117,19 @@ fn compile(
     fs::write(&stamp, key).map_err(|e| format!("{}: {e}", stamp.display()))
 }
 
-/// A fingerprint of all headers: a change in any recompiles everything.
+/// A fingerprint of the headers that a file may include: those of `kernels/`, and of its own folder where that is another.
+fn headers_of(source: &Source, kernels: &Path, common: u64) -> Result<u64, String> {
+    match source.path.parent() {
+        Some(folder) if folder != kernels => {
+            let mut hasher = DefaultHasher::new();
+            (common, headers(folder)?).hash(&mut hasher);
+            Ok(hasher.finish())
+        }
+        _ => Ok(common),
+    }
+}
+
+/// A fingerprint of all headers of a folder: a change in any recompiles everything.
 fn headers(kernels: &Path) -> Result<u64, String> {
     let mut paths: Vec<PathBuf> = fs::read_dir(kernels)
         .map_err(|e| format!("{}: {e}", kernels.display()))?

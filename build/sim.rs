@@ -68,6 +68,8 @@ struct Unit {
     source: PathBuf,
     /// The kernel file that it includes.
     kernels: Option<PathBuf>,
+    /// Headers beside that file, where it lies in a folder of its own.
+    headers: Vec<PathBuf>,
     object: PathBuf,
     flags: Vec<String>,
 }
@@ -81,7 +83,7 @@ pub fn build_simulator(
     out: &Path,
 ) -> Result<Simulator, String> {
     fs::create_dir_all(out).map_err(|e| format!("{}: {e}", out.display()))?;
-    let sim = kernels.join("sim");
+    let (sim, ladder) = (kernels.join("sim"), kernels.join("ladder"));
     let ordinary: Vec<&KernelFile> = files.iter().collect();
     let registrations = write_registrations(&ordinary, "reg_all", out)?;
     let all: Vec<&KernelFile> = files.iter().chain(planted).collect();
@@ -106,12 +108,16 @@ pub fn build_simulator(
         for (source, kernels) in registrations {
             let (object, source, kernels) = (object(source), source.clone(), kernels.clone());
             objects.push(object.clone());
-            units.push(Unit { source, kernels, object, flags: of_kernels.clone() });
+            let headers = match kernels.as_ref().and_then(|file| file.parent()) {
+                Some(folder) if folder.starts_with(&ladder) => headers_of(folder)?,
+                _ => Vec::new(),
+            };
+            units.push(Unit { source, kernels, headers, object, flags: of_kernels.clone() });
         }
         for source in RUNTIME.iter().chain([&hooks]).map(|name| sim.join(name)) {
             objects.push(object(&source));
             let flags = [base.clone(), words(FAST)].concat();
-            units.push(Unit { object: object(&source), source, kernels: None, flags });
+            units.push(Unit { object: object(&source), source, kernels: None, headers: Vec::new(), flags });
         }
         variants.push((objects, base));
     }
@@ -186,7 +192,10 @@ fn compile_all(gxx: &Path, units: &[Unit], headers: u64) -> Result<(), String> {
 
 fn compile(gxx: &Path, unit: &Unit, headers: u64) -> Result<(), String> {
     let read = |path: &PathBuf| fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
-    let text = [read(&unit.source)?, unit.kernels.as_ref().map_or(Ok(Vec::new()), read)?];
+    let mut text = vec![read(&unit.source)?, unit.kernels.as_ref().map_or(Ok(Vec::new()), read)?];
+    for header in &unit.headers {
+        text.push(read(header)?);
+    }
     let mut hasher = DefaultHasher::new();
     (text, headers, gxx, &unit.flags).hash(&mut hasher);
     let (key, stamp) = (hasher.finish().to_string(), unit.object.with_extension("stamp"));
@@ -197,6 +206,15 @@ fn compile(gxx: &Path, unit: &Unit, headers: u64) -> Result<(), String> {
     command.args(&unit.flags).arg("-c").arg(&unit.source).arg("-o").arg(&unit.object);
     run(command)?;
     fs::write(&stamp, key).map_err(|e| format!("{}: {e}", stamp.display()))
+}
+
+/// Headers of a folder, in order.
+fn headers_of(folder: &Path) -> Result<Vec<PathBuf>, String> {
+    let entries = fs::read_dir(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    let is_header = |path: &PathBuf| path.extension().is_some_and(|e| e == "cuh");
+    let mut paths: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).filter(is_header).collect();
+    paths.sort();
+    Ok(paths)
 }
 
 /// A fingerprint of the headers of kernels and runtime: a change in any recompiles everything.
@@ -246,7 +264,8 @@ fn merge(gxx: &Path, (objects, flags): &Variant, headers: u64, name: &str, out: 
     let text =
         format!("#include \"runtime.h\"\nconst std::vector<simt::Region> simt::static_arrays = {{\n{arrays}}};\n");
     write_if_changed(&source, &text)?;
-    let table = Unit { object: source.with_extension("o"), source, kernels: None, flags: flags.to_vec() };
+    let (object, flags) = (source.with_extension("o"), flags.to_vec());
+    let table = Unit { object, source, kernels: None, headers: Vec::new(), flags };
     compile(gxx, &table, headers)?;
     link(&[linked, table.object], &whole)?;
     let mut command = Command::new("objcopy");

@@ -1,10 +1,10 @@
-//! The kernels of `kernels/*.cu`, as the build found and compiled them: one constant for each, their GPU images, and the constants
-//! that host code shares with them.
+//! The kernels of `kernels/*.cu` and of `kernels/ladder/*.cu`, as the build found and compiled them: one constant for each, their GPU
+//! images, and the constants that host code shares with them.
 
 /// A kernel, by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelEntry {
-    /// Position in [`ALL`].
+    /// Position in [`ALL`], or in [`LADDER`] behind it.
     pub index: usize,
     /// Name of the function.
     pub name: &'static str,

@@ -25,7 +25,8 @@ fn fake_driver(dir: &Path) -> Option<PathBuf> {
         Err(_) => return skip("g++ is not there to make the fake driver"),
     }
     std::os::unix::fs::symlink(&library, dir.join("libcuda.so")).unwrap();
-    let table: String = kernels::ALL.iter().map(|k| format!("{} {}\n", k.name, k.args_size)).collect();
+    let all = kernels::ALL.iter().chain(&kernels::LADDER);
+    let table: String = all.map(|k| format!("{} {}\n", k.name, k.args_size)).collect();
     std::fs::write(dir.join("kernels"), table).unwrap();
     Some(dir.to_path_buf())
 }
@@ -109,4 +110,16 @@ fn the_launcher_keeps_the_drivers_rules() {
         let planned: u64 = kernels.map(|row| row["count"].as_u64().unwrap()).sum();
         assert_eq!(planned, captured, "{precision}: kernels planned and captured");
     }
+}
+
+/// Kernels that do nothing give wrong results; the ladder launches, records and times them all the same, and says how wrong they are.
+#[test]
+fn the_ladder_is_launched_and_recorded() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(dir) = fake_driver(dir.path()) else { return };
+    let args = ["bench", "kernels", "--ladder", "--device", "cuda", "--batch", "1", "--repeat", "1", "--hot-only"];
+    let (code, table, err) = run(&dir, "works", &args);
+    assert_eq!(code, 0, "{err}");
+    assert!(!err.contains("outlive"), "{err}");
+    assert!(table.contains("conv3x3: 1x64x64 64>32") && table.contains("inf"), "{table}");
 }

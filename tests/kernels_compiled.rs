@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ddim_engine::kernels;
+use ddim_engine::kernels::{self, KernelEntry};
 
 /// Registers of a multiprocessor, on every architecture that is compiled for.
 const REGISTERS: u32 = 65_536;
@@ -48,9 +48,14 @@ fn reports(log: &str) -> Vec<Report> {
     found
 }
 
+/// The engine's kernels, and those of the ladder.
+fn all_kernels() -> impl Iterator<Item = &'static KernelEntry> {
+    kernels::ALL.iter().chain(&kernels::LADDER)
+}
+
 fn logs() -> Vec<(PathBuf, String)> {
     let folder = Path::new(env!("DDIM_PTXAS_LOGS"));
-    let modules: std::collections::BTreeSet<&str> = kernels::ALL.iter().map(|k| k.module).collect();
+    let modules: std::collections::BTreeSet<&str> = all_kernels().map(|k| k.module).collect();
     let read = |module: &&str| {
         let path = folder.join(format!("{module}.ptxas.log"));
         let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
@@ -62,7 +67,8 @@ fn logs() -> Vec<(PathBuf, String)> {
 /// The number in `__launch_bounds__(N` of a kernel's definition.
 fn block_threads(kernel: &str) -> Option<u32> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
-    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+    let entries = std::fs::read_dir(folder.join("ladder")).unwrap().chain(std::fs::read_dir(&folder).unwrap());
+    for entry in entries.flatten() {
         if entry.path().extension().is_none_or(|e| e != "cu") {
             continue;
         }
@@ -102,7 +108,7 @@ fn no_kernel_spills_and_every_block_fits() {
             seen.entry(report.kernel.clone()).or_insert_with(Vec::new).push((report.arch, report.registers));
         }
     }
-    for kernel in &kernels::ALL {
+    for kernel in all_kernels() {
         assert!(seen.contains_key(kernel.name), "ptxas reports nothing of {}", kernel.name);
     }
     for (kernel, archs) in &seen {
@@ -130,8 +136,12 @@ fn disassemble(cuobjdump: &Path, image: &Path) -> BTreeMap<(String, String), Str
     found
 }
 
-/// Kernels whose product must run on tensor cores: those of convolutions and attention, but for packing, merging, rows' sums and the direct ones.
+/// Kernels whose product must run on tensor cores: those of convolutions and attention, but for packing, merging, rows' sums and the direct ones;
+/// and the rungs of the ladder whose idea it is.
 fn claims_tensor_cores(kernel: &str) -> bool {
+    if kernel.starts_with("ladder_") {
+        return ["ladder_conv3x3_3", "ladder_conv3x3_4", "ladder_attention_3"].contains(&kernel);
+    }
     let other = ["direct", "pack", "merge", "reduce", "delta"];
     let products = ["conv_", "conv2d_", "attention_"];
     products.iter().any(|family| kernel.starts_with(family)) && !other.iter().any(|word| kernel.contains(word))
@@ -150,7 +160,7 @@ fn products_use_tensor_cores_and_wide_accesses() {
     let mut checked = 0;
     let images = Path::new(env!("DDIM_PTXAS_LOGS"));
     let modules: std::collections::BTreeSet<&str> =
-        kernels::ALL.iter().filter(|k| claims_tensor_cores(k.name)).map(|k| k.module).collect();
+        all_kernels().filter(|k| claims_tensor_cores(k.name)).map(|k| k.module).collect();
     for module in modules {
         for ((arch, kernel), sass) in disassemble(&cuobjdump, &images.join(format!("{module}.fatbin"))) {
             if !claims_tensor_cores(&kernel) {

@@ -124,7 +124,7 @@ impl Row {
 }
 
 /// Names of kernels or variants in the order of their launch, repetitions counted.
-fn plan(plans: &[&str]) -> String {
+pub(super) fn plan(plans: &[&str]) -> String {
     let mut text = String::new();
     for group in plans.chunk_by(|a, b| a == b) {
         let times = if group.len() > 1 { format!(" x{}", group.len()) } else { String::new() };

@@ -1,8 +1,9 @@
 //! Floor 5: how fast it is, and by what measure. Behind `ddim-engine bench`.
 //!
 //! [`probe`] is a device that watches another, so that what is measured is what the models ask for; [`kernels`] makes a row of every
-//! operation, [`step`] and [`sample`] time the whole and its parts. [`ceilings`] says what the machine could do at best, measured in the
-//! same run; [`machine`] in what state it was; [`compare`] sets two results side by side.
+//! operation, [`step`] and [`sample`] time the whole and its parts, [`ladder`] the kernels of `kernels/ladder/` from naive to final.
+//! [`ceilings`] says what the machine could do at best, measured in the same run; [`machine`] in what state it was; [`compare`] sets two
+//! results side by side.
 //!
 //! The method: every row has the median, the 20th and the 80th percentile of its samples and their number, with warm caches (one call after
 //! the other on the same operands, as inside a network, where a producer leaves its result in the cache) and with cold ones (after twice
@@ -12,6 +13,7 @@
 pub mod ceilings;
 pub mod compare;
 pub mod kernels;
+pub mod ladder;
 pub mod machine;
 pub mod plan;
 pub mod probe;

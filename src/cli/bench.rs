@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use ddim_engine::bench::plan::gpus::GpuSpec;
 use ddim_engine::bench::timing::Effort;
-use ddim_engine::bench::{compare, kernels, plan};
+use ddim_engine::bench::{compare, kernels, ladder, plan};
 use ddim_engine::config::{Config, Layers, PRESETS, Precision};
 use ddim_engine::error::{Error, Result};
 
 use super::bench_ops::BenchOps;
 use super::bench_run;
-use super::device::{DeviceArgs, Prefer};
+use super::device::{Chosen, DeviceArgs, Prefer};
 use super::print;
 use super::train::Settings;
 
@@ -21,6 +21,7 @@ Examples
   ddim-engine bench kernels --preset seed --json A.json    every operation of it
   ddim-engine bench kernels --preset all --list            which operations there are
   ddim-engine bench kernels --only wgrad --batch 16
+  ddim-engine bench kernels --ladder --device cuda         convolution, norm and attention from naive to final
   ddim-engine bench sample --preset seed --images 64       pictures from noise
   ddim-engine bench plan --preset seed --gpu h200          what a GPU would be asked for; needs none
   ddim-engine bench --compare A.json B.json";
@@ -80,6 +81,10 @@ pub struct KernelArgs {
     /// Only list the operations, with their bytes, multiply-adds and predicted time
     #[arg(long)]
     list: bool,
+
+    /// Instead: the kernels of the ladder, three operations from naive to final (docs/ladder.md); on a GPU or the simulator, in bf16
+    #[arg(long, conflicts_with_all = ["preset", "set"])]
+    ladder: bool,
 
     /// Arithmetic: auto, fp32, bf16, and on a GPU tf32
     #[arg(long, value_name = "PRECISION", default_value = "auto")]
@@ -209,20 +214,26 @@ impl KernelArgs {
             return Err(Error::Usage(format!("--budget {}: expected seconds from 0", self.budget)));
         }
         let precision = Precision::parse(&self.precision)?;
-        let options = kernels::Options {
-            presets: self.presets()?,
-            only: self.only.clone(),
-            effort: Effort {
-                repeat: self.repeat as usize,
-                budget: self.budget,
-                cold: !self.hot_only,
-                ..Effort::default()
-            },
-            list: self.list,
-        };
+        let effort =
+            Effort { repeat: self.repeat as usize, budget: self.budget, cold: !self.hot_only, ..Effort::default() };
         let device = self.device.choose(self.device.threads(0), precision, Prefer::Speed)?;
+        if self.ladder {
+            print::stderr(&device.line);
+            return self.ladder(&device, effort);
+        }
+        let options = kernels::Options { presets: self.presets()?, only: self.only.clone(), effort, list: self.list };
         print::stderr(&device.line);
         bench_run::kernels(&device, &options, self.json.as_deref())
+    }
+
+    /// The kernels of the ladder.
+    fn ladder(&self, device: &Chosen, effort: Effort) -> Result<()> {
+        // On the simulator a call takes seconds where a GPU takes microseconds: small extents, each once, no caches to empty.
+        let small = !device.is_gpu() && !self.list;
+        let once = Effort { repeat: 1, sample_seconds: 0.0, cold: false, ..effort };
+        let (only, effort) = (self.only.clone(), if small { once } else { effort });
+        let options = ladder::Options { only, effort, small, batch: self.batch };
+        bench_run::ladder(device, &options, self.list, self.json.as_deref())
     }
 
     /// The configurations by name, with the batch that was asked for.

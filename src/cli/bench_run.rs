@@ -3,20 +3,23 @@
 use std::path::Path;
 use std::time::Instant;
 
+use ddim_engine::bench::ceilings::Ceilings;
 use ddim_engine::bench::machine::Watched;
 use ddim_engine::bench::plan::{Plan, What};
 use ddim_engine::bench::sample::{self, Sampling};
 use ddim_engine::bench::step::{self, Breakdown, Steps};
 use ddim_engine::bench::table::{seconds, table};
 use ddim_engine::bench::timing::Samples;
-use ddim_engine::bench::{FORMAT, kernels};
+use ddim_engine::bench::{FORMAT, kernels, ladder};
 use ddim_engine::config::Config;
+use ddim_engine::device::gpu::Gpu;
+use ddim_engine::device::launcher::Launcher;
 use ddim_engine::error::Result;
 use ddim_engine::ops::Backend;
 use ddim_engine::train::run_dir::write_atomic;
 use serde_json::{Map, Value, json};
 
-use super::device::{Chosen, Work};
+use super::device::{Chosen, KernelWork, Work};
 use super::print;
 
 /// Peak resident memory of this process in MiB (`VmHWM`), where the system tells.
@@ -89,6 +92,48 @@ pub fn kernels(device: &Chosen, options: &kernels::Options, json: Option<&Path>)
         }),
     );
     let text = format!("{}{}\n", kernels::text(&rows, &ceilings), watched.line());
+    put(&text, result, json)
+}
+
+struct Ladder<'a>(&'a ladder::Options);
+
+impl KernelWork for Ladder<'_> {
+    type Output = Vec<ladder::Row>;
+    fn run<L: Launcher>(self, gpu: &Gpu<L>) -> Result<Vec<ladder::Row>> {
+        ladder::measure(gpu, self.0, &mut |line| print::stderr(line))
+    }
+}
+
+/// Measures the rungs of the ladder, or only lists them.
+pub fn ladder(device: &Chosen, options: &ladder::Options, list: bool, json: Option<&Path>) -> Result<()> {
+    let watched = Watched::begin(device.is_gpu());
+    let (rows, ceilings) = if list {
+        (ladder::list(options)?, Ceilings { source: "nothing was measured".into(), ..Ceilings::default() })
+    } else {
+        (device.run_kernels("bench kernels --ladder", Ladder(options))?, device.ceilings()?)
+    };
+    let mut result = head("ladder", device);
+    let rows_json = rows.iter().enumerate().map(|(i, row)| row.json(i.checked_sub(1).map(|i| &rows[i]), &ceilings));
+    extend(
+        &mut result,
+        json!({
+            "only": options.only,
+            "ceilings": ceilings.json(),
+            "machine": watched.json(),
+            "rows": rows_json.collect::<Vec<_>>(),
+        }),
+    );
+    let note = if options.small {
+        "Times are the simulator's, on this machine's CPU and of small extents: they say nothing about a GPU. Errors do.\n"
+    } else {
+        ""
+    };
+    let text = format!(
+        "{}H200 predicted: from what a kernel asks for and assumed rates (docs/ladder.md), not measured.\n{note}{}\n{}\n",
+        ladder::text(&rows, &ceilings),
+        ceilings.line(),
+        watched.line()
+    );
     put(&text, result, json)
 }
 

@@ -6,6 +6,7 @@ use ddim_engine::config::Precision;
 use ddim_engine::device::cpu::{Cpu, Isa, Products};
 use ddim_engine::device::cuda::{self, Cuda, GpuInfo};
 use ddim_engine::device::gpu::{Arithmetic, Gpu};
+use ddim_engine::device::launcher::Launcher;
 use ddim_engine::device::sim::Sim;
 use ddim_engine::error::{Error, Result};
 use ddim_engine::kernels;
@@ -60,6 +61,14 @@ pub trait Work {
     type Output;
     /// Does it.
     fn run<B: Backend>(self, backend: &B) -> Result<Self::Output>;
+}
+
+/// Something to do on a device that runs the CUDA kernels.
+pub trait KernelWork {
+    /// What comes of it.
+    type Output;
+    /// Does it.
+    fn run<L: Launcher>(self, gpu: &Gpu<L>) -> Result<Self::Output>;
 }
 
 #[derive(Clone, Debug)]
@@ -144,13 +153,23 @@ impl Chosen {
     pub fn run<W: Work>(&self, work: W) -> Result<W::Output> {
         match &self.kind {
             Kind::Cpu { threads, products } => work.run(&Cpu::new(*threads)?.with_products(*products)?),
-            Kind::Cuda { gpu, arithmetic } => {
-                let gpu = Gpu::new(Cuda::open(gpu)?, *arithmetic);
-                if std::env::var_os("DDIM_SEPARATE_BUFFERS").is_some_and(|v| !v.is_empty()) {
-                    gpu.separate_buffers();
-                }
-                work.run(&gpu)
-            }
+            Kind::Cuda { gpu, arithmetic } => work.run(&opened(gpu, *arithmetic)?),
+            Kind::Sim { arithmetic } => work.run(&Gpu::new(Sim::new()?, *arithmetic)),
+        }
+    }
+
+    /// Does the work on this device where it runs the CUDA kernels; `option` is what asks for them.
+    ///
+    /// # Errors
+    /// It is a CPU; the device cannot be opened; what the work returns.
+    pub fn run_kernels<W: KernelWork>(&self, option: &str, work: W) -> Result<W::Output> {
+        match &self.kind {
+            Kind::Cpu { .. } => Err(Error::Usage(format!(
+                "{option}: needs a device that runs the CUDA kernels, and this is {}; use --device cuda, or --device sim (the same \
+                 kernels on this machine's CPU)",
+                self.line.trim_start_matches("device: ")
+            ))),
+            Kind::Cuda { gpu, arithmetic } => work.run(&opened(gpu, *arithmetic)?),
             Kind::Sim { arithmetic } => work.run(&Gpu::new(Sim::new()?, *arithmetic)),
         }
     }
@@ -201,6 +220,14 @@ impl Chosen {
             Kind::Cuda { arithmetic, .. } | Kind::Sim { arithmetic } => arithmetic,
         }
     }
+}
+
+fn opened(gpu: &GpuInfo, arithmetic: Arithmetic) -> Result<Gpu<Cuda>> {
+    let gpu = Gpu::new(Cuda::open(gpu)?, arithmetic);
+    if std::env::var_os("DDIM_SEPARATE_BUFFERS").is_some_and(|v| !v.is_empty()) {
+        gpu.separate_buffers();
+    }
+    Ok(gpu)
 }
 
 fn on_cpu(threads: usize, precision: Precision, why: &str) -> Result<Chosen> {

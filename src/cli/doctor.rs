@@ -82,7 +82,7 @@ impl Report {
         }
         match kernels::NO_IMAGES {
             None => {
-                let (count, archs) = (kernels::ALL.len(), kernels::ARCHITECTURES);
+                let (count, archs) = (kernels::ALL.len() + kernels::LADDER.len(), kernels::ARCHITECTURES);
                 self.line("GPU kernels", format!("{count} in this build, for {archs}"));
             }
             Some(why) => {

@@ -1,7 +1,7 @@
 //! How far results are from their float64 reference.
 
 /// Largest |got - want| over the largest |want| (over 1 where all are 0); infinite where a result is not a number.
-pub(super) fn error_of(got: &[f64], want: &[f64]) -> Option<f64> {
+pub(in crate::bench) fn error_of(got: &[f64], want: &[f64]) -> Option<f64> {
     let mut worst = 0.0f64;
     let mut largest = 0.0f64;
     if got.len() != want.len() || got.is_empty() {

@@ -28,6 +28,8 @@ mod resample_conv;
 mod sampling;
 mod training;
 
+pub(super) use error::error_of;
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::time::Instant;
@@ -393,7 +395,7 @@ impl<'b, B: Backend> Probe<'b, B> {
     }
 
     /// Times `op`: again and again, and each time with empty caches.
-    fn measure(&self, effort: Effort, op: &mut dyn FnMut() -> Result<()>) -> Result<Timing> {
+    pub(super) fn measure(&self, effort: Effort, op: &mut dyn FnMut() -> Result<()>) -> Result<Timing> {
         self.wait()?;
         let began = Instant::now();
         op()?;

@@ -76,7 +76,7 @@ impl<L: Launcher> Gpu<L> {
     pub fn new(launcher: L, arithmetic: Arithmetic) -> Self {
         let launcher = Rc::new(launcher);
         let store = RefCell::new(Rc::new(RefCell::new(Store::new(Rc::clone(&launcher)))));
-        let kernels = RefCell::new(vec![None; kernels::ALL.len()]);
+        let kernels = RefCell::new(vec![None; kernels::ALL.len() + kernels::LADDER.len()]);
         Gpu { launcher, arithmetic, store, recorded: RefCell::default(), kernels, launched: RefCell::default() }
     }
 
