@@ -174,6 +174,15 @@ pub struct Measured {
     pub plans: Vec<&'static str>,
 }
 
+/// A call with the kernels that it launched.
+#[derive(Clone, Debug)]
+pub struct Launched {
+    /// The operation.
+    pub call: Call,
+    /// Their names, in the order of the launches.
+    pub kernels: Vec<&'static str>,
+}
+
 /// What a [`Probe`] does with the operations that are asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Watch {
@@ -183,6 +192,8 @@ pub enum Watch {
     List,
     /// Times each, waiting for the device before and after.
     Time,
+    /// Notes with each which kernels the device launches for it: [`Probe::take_launches`].
+    Launches,
     /// Measures each that is new and that [`Probe::select`] wants.
     Measure(Effort),
 }
@@ -205,6 +216,7 @@ pub struct Probe<'b, B: Backend> {
     seen: RefCell<Vec<Seen>>,
     index: RefCell<HashMap<(&'static str, String, String), usize>>,
     packed: RefCell<HashMap<u64, PackedFilter>>,
+    launched: RefCell<Vec<Launched>>,
     /// Something small that the device can be waited for with.
     after: B::Buffer,
     /// Two buffers larger than the caches together, once needed.
@@ -236,6 +248,7 @@ impl<'b, B: Backend> Probe<'b, B> {
             seen: RefCell::default(),
             index: RefCell::default(),
             packed: RefCell::default(),
+            launched: RefCell::default(),
             after,
             evict: RefCell::new(None),
         })
@@ -259,6 +272,11 @@ impl<'b, B: Backend> Probe<'b, B> {
     /// What was seen, in the order of first sight.
     pub fn seen(&self) -> Vec<Seen> {
         self.seen.borrow().clone()
+    }
+
+    /// The calls that were watched with [`Watch::Launches`] since the last time, in their order.
+    pub fn take_launches(&self) -> Vec<Launched> {
+        self.launched.take()
     }
 
     /// Waits until the device has done all that it was asked for.
@@ -347,6 +365,14 @@ impl<'b, B: Backend> Probe<'b, B> {
                 op(&mut outs)?;
                 self.wait()?;
                 self.count(&call, began.elapsed().as_secs_f64());
+                Ok(())
+            }
+            Watch::Launches => {
+                self.inner.note_plans(true);
+                let done = op(&mut outs);
+                let kernels = self.inner.note_plans(false);
+                done?;
+                self.launched.borrow_mut().push(Launched { call, kernels });
                 Ok(())
             }
             Watch::Measure(effort) => {
