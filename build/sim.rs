@@ -41,8 +41,18 @@ impl KernelFile {
 }
 
 /// The C interface of the runtime (`simt_*`; the checker's is `simtc_*`).
-const INTERFACE: [&str; 8] =
-    ["register_all", "find", "nparams", "param_size", "malloc", "free", "launch", "set_option"];
+const INTERFACE: [&str; 10] = [
+    "register_all",
+    "find",
+    "nparams",
+    "param_size",
+    "malloc",
+    "free",
+    "launch",
+    "set_option",
+    "counts",
+    "count_lines",
+];
 /// The runtime, but for what differs between the variants.
 const RUNTIME: [&str; 7] =
     ["fibers.cpp", "barriers.cpp", "copies.cpp", "tensor.cpp", "memory.cpp", "lines.cpp", "launch.cpp"];
@@ -94,8 +104,8 @@ pub fn build_simulator(
     let shorter = [kernels, &out.join("planted")].map(|dir| format!("-fmacro-prefix-map={}/=", dir.display()));
     let (mut units, mut variants) = (Vec::new(), Vec::new());
     for (variant, flags, kernel_flags, hooks, registrations) in [
-        ("fast", "", FAST, "nocheck.cpp", &registrations),
-        ("check", CHECKER, CHECKED_KERNELS, "check.cpp", &checked_registrations),
+        ("fast", "", FAST, &["nocheck.cpp"][..], &registrations),
+        ("check", CHECKER, CHECKED_KERNELS, &["check.cpp", "count.cpp"], &checked_registrations),
     ] {
         let words = |text: &str| text.split(' ').filter(|w| !w.is_empty()).map(str::to_string).collect::<Vec<_>>();
         let base = [words(FLAGS), words(flags), includes.clone(), shorter.to_vec()].concat();
@@ -114,7 +124,7 @@ pub fn build_simulator(
             };
             units.push(Unit { source, kernels, headers, object, flags: of_kernels.clone() });
         }
-        for source in RUNTIME.iter().chain([&hooks]).map(|name| sim.join(name)) {
+        for source in RUNTIME.iter().chain(hooks).map(|name| sim.join(name)) {
             objects.push(object(&source));
             let flags = [base.clone(), words(FAST)].concat();
             units.push(Unit { object: object(&source), source, kernels: None, headers: Vec::new(), flags });

@@ -94,6 +94,7 @@ void collective(int kind, uint32_t mask, void* data, Run run, const char* file, 
   if (op->arrived == mask) {
     tls.op_file = file;
     tls.op_line = line;
+    if (checking && mask == warp.exist) check_warp_meets(s->warp);
     run(op->data, mask);
     op->arrived = 0;
     warp.pending--;

@@ -200,7 +200,11 @@ static bool run_block(const Kernel* kernel, void** args, uint3 index, uint3 dim,
   tls.self = t;
   simt_switch(&w.main_sp, t->sp);
   tls.self = nullptr;
-  if (w.failed) all_stacks_free();
+  if (w.failed) {
+    all_stacks_free();
+  } else {
+    check_block_ends();
+  }
   return !w.failed;
 }
 
@@ -215,6 +219,8 @@ static bool set_option(const char* key, const char* value) {
     options.threads = std::max(1, atoi(value));
   } else if (!strcmp(key, "poison")) {
     options.poison = atoi(value);
+  } else if (!strcmp(key, "count")) {
+    return check_counts(atoi(value));
   } else {
     return false;
   }
@@ -234,7 +240,7 @@ static void initialize() {
 
 using namespace simt;
 extern "C" {
-// "order" fwd|rev|rand:SEED, "threads" N, "poison" 0|1. Returns 0 if there is such an option.
+// "order" fwd|rev|rand:SEED, "threads" N, "poison" 0|1, "count" 0|1 (the checker only). Returns 0 if there is such an option.
 int simt_set_option(const char* key, const char* value) {
   initialize();
   return set_option(key, value) ? 0 : 1;

@@ -155,6 +155,11 @@ void check_launch_begins();
 void check_block_begins();
 void check_block_barrier();
 void check_warp_barrier(int warp);
+// All lanes of a warp have come to an operation of theirs.
+void check_warp_meets(int warp);
+void check_block_ends();
+// Counts what launches ask of memory, or no longer. False where this variant cannot.
+bool check_counts(bool on);
 // Where the access that is being checked stands, if one is.
 std::string checked_place();
 }  // namespace simt

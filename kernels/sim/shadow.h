@@ -9,6 +9,8 @@ namespace simt {
 // Where an access stands: an offset into the program, or, with the highest bit, an index of a place that is known by
 // file and line.
 typedef uint32_t Place;
+// As people read it: file and line.
+std::string where(Place at);
 
 struct Access {
   uint32_t time = 0;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::ceilings::Ceilings;
-use super::probe::{Measured, Probe, Seen, Watch};
+use super::probe::{Launched, Measured, Probe, Seen, Watch};
 use super::sample;
 use super::step::{Training, WARMUP};
 use super::table::{seconds, table};
@@ -74,6 +74,22 @@ pub fn measure<B: Backend>(backend: &B, options: &Options, progress: &mut dyn Fn
         .filter(|row| options.list || row.seen.measured.is_some())
         .filter(|row| probe.selects(&row.seen.call))
         .collect())
+}
+
+/// The operations of a first training step, or of sampling, each with the kernels that it launches. They are the last that the device is asked for.
+///
+/// # Errors
+/// Out of memory; the device failed.
+pub fn launches<B: Backend>(backend: &B, config: &Config, sampling: bool) -> Result<Vec<Launched>> {
+    let probe = Probe::new(backend)?;
+    if sampling {
+        sample_once(&probe, config, Watch::Launches)?;
+    } else {
+        let mut training = Training::new(&probe, config)?;
+        probe.set(Watch::Launches);
+        training.begin(&probe)?;
+    }
+    Ok(probe.take_launches())
 }
 
 /// One network call of sampling, with a fresh network.

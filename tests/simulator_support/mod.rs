@@ -1,11 +1,13 @@
 //! Launches of the simulator's test kernels (`kernels/sim/tests`), in every order of threads.
 
+#![allow(dead_code)] // each test program uses a part
+
 use std::io::Write;
 use std::sync::{Mutex, MutexGuard};
 
 use bytemuck::{Pod, Zeroable};
 use ddim_engine::device::launcher::{DevicePtr, LaunchConfig, Launcher};
-use ddim_engine::device::sim::Sim;
+use ddim_engine::device::sim::{Counts, Sim};
 use ddim_engine::error::Result;
 
 /// Orders in which the simulator runs the threads that can run.
@@ -94,6 +96,20 @@ impl Bench {
             self.sim.free(ptr, words.len() * 4);
         }
         result.map(|()| after)
+    }
+
+    /// What the last launch of a kernel asked of memory; the checker counts.
+    pub fn count(&self, case: &Case) -> Counts {
+        self.sim.count_launches().unwrap();
+        self.run(case).unwrap_or_else(|e| panic!("{}: {e}", case.kernel));
+        let [launch] = self.sim.take_counts().try_into().expect("one launch");
+        assert_eq!((launch.kernel.as_str(), launch.config.block[0]), (case.kernel, case.block));
+        launch.counts
+    }
+
+    /// See [`Sim::take_costly_lines`].
+    pub fn costly_lines(&self) -> String {
+        self.sim.take_costly_lines()
     }
 
     /// The runtime's own size check.

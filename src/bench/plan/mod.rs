@@ -19,7 +19,7 @@ use crate::device::gpu::{Arithmetic, Gpu};
 use crate::error::{Error, Result};
 use crate::kernels::{self, Ptxas};
 
-use super::probe::{Call, Probe, Watch};
+use super::probe::{Call, Launched, Probe, Watch};
 use super::sample;
 use super::step::Training;
 use gpus::{GpuSpec, Occupancy};
@@ -108,7 +108,7 @@ pub fn plan(config: &Config, gpu: &'static GpuSpec, arithmetic: Arithmetic, what
             // The first step may prepare what later ones find.
             training.begin(&probe)?.wait()?;
             device.launcher().take();
-            probe.set(Watch::Follow);
+            probe.set(Watch::Launches);
             training.begin(&probe)?.wait()?;
         }
         What::Sample => {
@@ -117,26 +117,24 @@ pub fn plan(config: &Config, gpu: &'static GpuSpec, arithmetic: Arithmetic, what
             sample::with_pictures(&probe, config, config.batch_size, steps, |pictures| {
                 pictures.draw(&probe)?;
                 device.launcher().take();
-                probe.set(Watch::Follow);
+                probe.set(Watch::Launches);
                 pictures.draw(&probe)
             })?;
         }
     }
     probe.set(Watch::Off);
-    let seen = probe.seen();
     let mut nodes = device.launcher().take().into_iter().peekable();
     let mut launches = Vec::new();
-    for (at, count) in probe.followed() {
-        let Some(seen) = seen.get(at) else { continue };
+    let is_launch = |node: &Node| matches!(node, Node::Launch(..));
+    for Launched { call, kernels } in probe.take_launches() {
         let mut group: Vec<Node> = Vec::new();
-        let is_launch = |node: &Node| matches!(node, Node::Launch(..));
-        while group.iter().filter(|node| is_launch(node)).count() < count {
+        while group.iter().filter(|node| is_launch(node)).count() < kernels.len() {
             group.push(nodes.next().ok_or_else(|| Error::Failed("plan: a launch is missing".into()))?);
         }
         while let Some(node) = nodes.next_if(|node| !is_launch(node)) {
             group.push(node);
         }
-        launches.extend(of_operation(&seen.call, &group, gpu, arithmetic));
+        launches.extend(of_operation(&call, &group, gpu, arithmetic));
     }
     if nodes.next().is_some() {
         return Err(Error::Failed("plan: a launch belongs to no operation".into()));

@@ -176,6 +176,15 @@ pub struct Measured {
     pub plans: Vec<&'static str>,
 }
 
+/// A call with the kernels that it launched.
+#[derive(Clone, Debug)]
+pub struct Launched {
+    /// The operation.
+    pub call: Call,
+    /// Their names, in the order of the launches.
+    pub kernels: Vec<&'static str>,
+}
+
 /// What a [`Probe`] does with the operations that are asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Watch {
@@ -185,8 +194,8 @@ pub enum Watch {
     List,
     /// Times each, waiting for the device before and after.
     Time,
-    /// Notes them and the number of kernels that each launches, in their order: see [`Probe::followed`].
-    Follow,
+    /// Notes with each which kernels the device launches for it: [`Probe::take_launches`].
+    Launches,
     /// Measures each that is new and that [`Probe::select`] wants.
     Measure(Effort),
 }
@@ -208,8 +217,8 @@ pub struct Probe<'b, B: Backend> {
     only: Vec<String>,
     seen: RefCell<Vec<Seen>>,
     index: RefCell<HashMap<(&'static str, String, String), usize>>,
-    followed: RefCell<Vec<(usize, usize)>>,
     packed: RefCell<HashMap<u64, PackedFilter>>,
+    launched: RefCell<Vec<Launched>>,
     /// Something small that the device can be waited for with.
     after: B::Buffer,
     /// Two buffers larger than the caches together, once needed.
@@ -240,8 +249,8 @@ impl<'b, B: Backend> Probe<'b, B> {
             only: Vec::new(),
             seen: RefCell::default(),
             index: RefCell::default(),
-            followed: RefCell::default(),
             packed: RefCell::default(),
+            launched: RefCell::default(),
             after,
             evict: RefCell::new(None),
         })
@@ -267,9 +276,9 @@ impl<'b, B: Backend> Probe<'b, B> {
         self.seen.borrow().clone()
     }
 
-    /// The operations of [`Watch::Follow`] one by one: position in [`Probe::seen`], and kernels launched.
-    pub fn followed(&self) -> Vec<(usize, usize)> {
-        self.followed.borrow().clone()
+    /// The calls that were watched with [`Watch::Launches`] since the last time, in their order.
+    pub fn take_launches(&self) -> Vec<Launched> {
+        self.launched.take()
     }
 
     /// Waits until the device has done all that it was asked for.
@@ -360,13 +369,13 @@ impl<'b, B: Backend> Probe<'b, B> {
                 self.count(&call, began.elapsed().as_secs_f64());
                 Ok(())
             }
-            Watch::Follow => {
+            Watch::Launches => {
                 self.inner.note_plans(true);
                 let done = op(&mut outs);
-                let launches = self.inner.note_plans(false).len();
-                let (at, _) = self.count(&call, 0.0);
-                self.followed.borrow_mut().push((at, launches));
-                done
+                let kernels = self.inner.note_plans(false);
+                done?;
+                self.launched.borrow_mut().push(Launched { call, kernels });
+                Ok(())
             }
             Watch::Measure(effort) => {
                 let (at, fresh) = self.count(&call, 0.0);

@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::sync::{Mutex, MutexGuard, Once};
 
+use super::counts::Counts;
 use crate::device::launcher::{DevicePtr, LaunchConfig};
 use crate::error::{Error, Result};
 
@@ -30,12 +31,14 @@ struct Interface {
     free: unsafe extern "C" fn(*mut c_void),
     set_option: unsafe extern "C" fn(*const c_char, *const c_char) -> c_int,
     launch: Launch,
+    counts: unsafe extern "C" fn(*mut u64, c_int) -> c_int,
+    count_lines: unsafe extern "C" fn(*mut c_char, usize) -> usize,
     registered: Once,
 }
 
 macro_rules! interface {
     ($name:ident: $register_all:ident, $find:ident, $nparams:ident, $param_size:ident, $malloc:ident, $free:ident,
-     $set_option:ident, $launch:ident) => {
+     $set_option:ident, $launch:ident, $counts:ident, $count_lines:ident) => {
         unsafe extern "C" {
             fn $register_all();
             fn $find(name: *const c_char) -> *const c_void;
@@ -44,6 +47,8 @@ macro_rules! interface {
             fn $malloc(bytes: usize) -> *mut c_void;
             fn $free(ptr: *mut c_void);
             fn $set_option(key: *const c_char, value: *const c_char) -> c_int;
+            fn $counts(values: *mut u64, n: c_int) -> c_int;
+            fn $count_lines(text: *mut c_char, size: usize) -> usize;
             #[allow(clippy::too_many_arguments)] // as CUDA's own
             fn $launch(
                 kernel: *const c_void,
@@ -68,16 +73,18 @@ macro_rules! interface {
             free: $free,
             set_option: $set_option,
             launch: $launch,
+            counts: $counts,
+            count_lines: $count_lines,
             registered: Once::new(),
         };
     };
 }
 
 interface!(FAST: simt_register_all, simt_find, simt_nparams, simt_param_size, simt_malloc, simt_free, simt_set_option,
-           simt_launch);
+           simt_launch, simt_counts, simt_count_lines);
 #[cfg(have_sim_check)]
 interface!(CHECKED: simtc_register_all, simtc_find, simtc_nparams, simtc_param_size, simtc_malloc, simtc_free,
-           simtc_set_option, simtc_launch);
+           simtc_set_option, simtc_launch, simtc_counts, simtc_count_lines);
 
 /// The checker keeps one shadow of all memory: one thing at a time.
 static CHECKER: Mutex<()> = Mutex::new(());
@@ -90,7 +97,7 @@ pub struct Library {
 }
 
 /// A kernel: the address of its record, which lives as long as the program.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Kernel(*const c_void);
 
 impl Library {
@@ -117,7 +124,8 @@ impl Library {
         Library { interface, checks }
     }
 
-    /// Sets an option of the runtime for the whole process: "order" (fwd, rev, rand:SEED), "threads", "poison".
+    /// Sets an option of the runtime for the whole process: "order" (fwd, rev, rand:SEED), "threads", "poison"; of the
+    /// checker "count" too, which [`super::Sim::count_launches`] sets.
     ///
     /// # Errors
     /// There is no such option.
@@ -154,8 +162,18 @@ impl Library {
         }
     }
 
-    pub(super) fn launch(self, kernel: Kernel, c: LaunchConfig, args: &[u8]) -> std::result::Result<(), String> {
+    /// `counts`: what the launch asked of memory, which takes longer and which only the checker can tell.
+    pub(super) fn launch(
+        self,
+        kernel: Kernel,
+        c: LaunchConfig,
+        args: &[u8],
+        counts: Option<&mut Counts>,
+    ) -> std::result::Result<(), String> {
         let _one_at_a_time = self.exclusive();
+        if counts.is_some() {
+            self.set_option("count", "1").map_err(|e| e.to_string())?;
+        }
         // Aligned as the kernel's parameter may have to be.
         let mut aligned = vec![0u128; args.len().div_ceil(16)];
         bytemuck::cast_slice_mut(&mut aligned)[..args.len()].copy_from_slice(args);
@@ -169,11 +187,30 @@ impl Library {
             let (args, message, len) = (args.as_ptr(), error.as_mut_ptr(), error.len());
             (self.interface.launch)(kernel.0, gx, gy, gz, bx, by, bz, c.shared, args, message, len)
         };
+        if let Some(counts) = counts {
+            let values: &mut [u64] = bytemuck::cast_slice_mut(bytemuck::bytes_of_mut(counts));
+            // SAFETY: writes at most as many numbers as it is told that there is room for.
+            let known = unsafe { (self.interface.counts)(values.as_mut_ptr(), values.len() as c_int) };
+            self.set_option("count", "0").map_err(|e| e.to_string())?;
+            if known as usize != values.len() {
+                return Err(format!("the simulator has {known} counters, {} are known", values.len()));
+            }
+        }
         if failed == 0 {
             return Ok(());
         }
         // SAFETY: the runtime has written a C string into `error`.
         Err(unsafe { CStr::from_ptr(error.as_ptr()) }.to_string_lossy().into_owned())
+    }
+
+    /// Lines of kernels whose accesses cost more than they had to in counted launches since the last call, the worst first.
+    pub(super) fn count_lines(self) -> String {
+        let _one_at_a_time = self.exclusive();
+        let mut text = vec![0u8; 1 << 18];
+        // SAFETY: writes at most as many bytes as it is told that there is room for.
+        let len = unsafe { (self.interface.count_lines)(text.as_mut_ptr().cast(), text.len()) };
+        text.truncate(len);
+        String::from_utf8_lossy(&text).into_owned()
     }
 
     pub(super) fn alloc(self, bytes: usize) -> Option<DevicePtr> {

@@ -6,6 +6,8 @@
 #[cfg_attr(not(have_sim), path = "absent.rs")]
 mod ffi;
 
+mod counts;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,6 +15,7 @@ use super::launcher::{DevicePtr, LaunchConfig, Launcher};
 use crate::error::{Error, Result};
 use crate::kernels::KernelEntry;
 
+pub use counts::{CountedLaunch, Counts};
 pub use ffi::Library;
 
 /// What a recording repeats.
@@ -34,6 +37,10 @@ pub struct Sim {
     shared_limit: usize,
     /// Names of kernels that stand in for others, for tests.
     stand_ins: RefCell<BTreeMap<&'static str, String>>,
+    /// Launches with their counts, where someone wants to know.
+    counted: RefCell<Option<Vec<CountedLaunch>>>,
+    /// Names of kernels that were looked up.
+    names: RefCell<BTreeMap<ffi::Kernel, String>>,
 }
 
 impl Sim {
@@ -54,9 +61,15 @@ impl Sim {
     }
 
     fn with(library: Library) -> Self {
-        let (used, stand_ins) = (RefCell::default(), RefCell::default());
-        // As on Hopper.
-        Sim { library, recording: RefCell::new(None), used, shared_limit: 227 << 10, stand_ins }
+        Sim {
+            library,
+            recording: RefCell::new(None),
+            used: RefCell::default(),
+            shared_limit: 227 << 10, // as on Hopper
+            stand_ins: RefCell::default(),
+            counted: RefCell::default(),
+            names: RefCell::default(),
+        }
     }
 
     /// The same as a GPU whose blocks may have so many bytes of shared memory.
@@ -67,6 +80,28 @@ impl Sim {
     /// Names of the kernels that were launched so far.
     pub fn used(&self) -> BTreeSet<&'static str> {
         self.used.borrow().clone()
+    }
+
+    /// Counts what each launch asks of memory, from now on; see [`Sim::take_counts`].
+    ///
+    /// # Errors
+    /// This is not the checker.
+    pub fn count_launches(&self) -> Result<()> {
+        self.library.set_option("count", "0")?;
+        *self.counted.borrow_mut() = Some(Vec::new());
+        Ok(())
+    }
+
+    /// The launches that were counted since the last call, in their order.
+    pub fn take_counts(&self) -> Vec<CountedLaunch> {
+        self.counted.borrow_mut().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Lines of kernels whose accesses needed more sectors of global memory or more wavefronts of shared memory than the fewest possible, in
+    /// all counted launches of this process since the last call, the worst first: kernel, file:line, `global` or `shared`, `read` or
+    /// `write`, such accesses of warps, needed, fewest.
+    pub fn take_costly_lines(&self) -> String {
+        self.library.count_lines()
     }
 
     /// Launches the kernel `other` of the simulator wherever `entry` is asked for, from its first launch on: a test sees what an
@@ -82,6 +117,7 @@ impl Sim {
     pub fn launch_named(&self, name: &str, config: LaunchConfig, args: &[u8]) -> Result<()> {
         let kernel = self.library.find(name);
         let kernel = kernel.ok_or_else(|| Error::Failed(format!("the simulator has no kernel {name}")))?;
+        self.names.borrow_mut().insert(kernel, name.to_string());
         let size = self.library.args_size(kernel);
         if size != args.len() {
             return Err(Error::Failed(format!("kernel {name} takes {size} bytes, not {}", args.len())));
@@ -104,7 +140,16 @@ impl Sim {
 
     fn execute(&self, node: &Node) -> Result<()> {
         match node {
-            Node::Launch { kernel, config, args } => self.library.launch(*kernel, *config, args).map_err(Error::Failed),
+            Node::Launch { kernel, config, args } => {
+                let mut counted = self.counted.borrow_mut();
+                let mut counts = counted.is_some().then(Counts::default);
+                self.library.launch(*kernel, *config, args, counts.as_mut()).map_err(Error::Failed)?;
+                if let (Some(counted), Some(counts)) = (&mut *counted, counts) {
+                    let kernel = self.names.borrow().get(kernel).cloned().unwrap_or_default();
+                    counted.push(CountedLaunch { kernel, config: *config, counts });
+                }
+                Ok(())
+            }
             Node::Fill { dst, width, pattern, count } => {
                 self.library.fill(*dst, *width, *pattern, *count);
                 Ok(())
@@ -146,6 +191,7 @@ impl Launcher for Sim {
                 entry.name
             ))
         })?;
+        self.names.borrow_mut().insert(kernel, entry.name.to_string());
         let size = self.library.args_size(kernel);
         if size != entry.args_size {
             let (name, want) = (entry.name, entry.args_size);
